@@ -1,0 +1,82 @@
+"""Command line: `python -m bpgo train|pretrain|bench|settings`. The same presets as the notebooks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .config import Config, ConfigError, flatten, read_config
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code. Errors a user can mend are printed as one message, with exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m bpgo", description="Bayesian Prior-Guided Optimization (arXiv 2511.18919)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    overrides = dict(nargs="*", metavar="key=value", help="settings, as listed by `python -m bpgo settings`")
+
+    train = commands.add_parser("train", help="train a preset; the same command goes on where it was stopped")
+    train.add_argument("preset", help="a YAML file, or the name of one in reproduce/presets")
+    train.add_argument("--output", required=True, help="folder of the run")
+    train.add_argument("overrides", **overrides)
+
+    pretrain = commands.add_parser("pretrain", help="train the tiny checkpoints that the package ships")
+    pretrain.add_argument("stages", nargs="*", help="autoencoder, flux, reward, held_out, prompts (default: all)")
+    pretrain.add_argument("--output", required=True, help="folder of the checkpoints")
+    pretrain.add_argument("--scale", type=float, default=1.0, help="share of the training steps (default 1)")
+
+    bench = commands.add_parser("bench", help="time an iteration against its model calls alone, and BPGO against GRPO")
+    bench.add_argument("preset", nargs="?", default="t2i-tiny")
+    bench.add_argument("--rounds", type=int, default=8, help="interleaved rounds (default 8)")
+    bench.add_argument("overrides", **overrides)
+
+    commands.add_parser("settings", help="list every setting of a preset with what it means")
+
+    options = parser.parse_args(arguments)
+    try:
+        return COMMANDS[options.command](options)
+    except (ConfigError, FileNotFoundError, ValueError, OSError, FloatingPointError) as error:
+        print(f"bpgo {options.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _train(options) -> int:
+    from .trainer import Trainer
+
+    config = read_config(options.preset, options.overrides)
+    Trainer(config, options.output, metrics=world_metrics(config)).train()
+    return 0
+
+
+def world_metrics(config: Config) -> dict:
+    """The measures of the shapes world, if config.evaluation.oracle asks for them."""
+    if not config.evaluation.oracle:
+        return {}
+    from .shapes.oracle import METRICS
+
+    return METRICS
+
+
+def _pretrain(options) -> int:
+    from .shapes.pretrain import pretrain
+
+    pretrain(options.stages, options.output, options.scale)
+    return 0
+
+
+def _bench(options) -> int:
+    from .bench import bench
+
+    print(bench(read_config(options.preset, options.overrides), options.rounds))
+    return 0
+
+
+def _settings(options) -> int:
+    for name, meaning in flatten(Config).items():
+        print(f"{name:32}{meaning}")
+    return 0
+
+
+COMMANDS = {"train": _train, "pretrain": _pretrain, "bench": _bench, "settings": _settings}
+
+if __name__ == "__main__":
+    sys.exit(main())

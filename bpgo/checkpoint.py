@@ -1,0 +1,61 @@
+"""A run's whole state on disk: tensors in safetensors, the rest in JSON, written beside its place and moved there when whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another run."""
+
+
+def save_state(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:
+    """Write a checkpoint. A kill or a full disk at any moment leaves either no such folder or a whole one."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, partial / "state.safetensors")
+        state = state | {"sha256": _digest(partial / "state.safetensors")}
+        (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+        for file in partial.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def load_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
+    """Read a checkpoint back. Raises CheckpointError if it is missing or not as it was written."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        whole = _digest(folder / "state.safetensors") == state["sha256"]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is no checkpoint: {error.filename} is missing") from None
+    except (ValueError, KeyError):
+        whole = False
+    if not whole:
+        raise CheckpointError(
+            f"{folder} is damaged (its contents are not what was written): delete it to go on from the one before"
+        )
+    return load_file(folder / "state.safetensors"), state
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(run.glob("checkpoint-[0-9]*"))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,33 @@
+"""Policies over diffusers pipelines. A policy encodes prompts, predicts velocities and decodes latents; it knows no rewards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..files import check_safetensors, resolve
+
+
+def load_generator(path_or_hub_id: str, **options):
+    """The policy for a diffusers folder, a shipped name (`tiny-flux`) or a hub id, by the pipeline class in its model_index.json.
+
+    options: height, width (pixels), guidance, dtype, device, max_sequence_length: see the policy's own docstring.
+    Raises FileNotFoundError for a folder that is no pipeline, ValueError for damaged weights or a class without a policy.
+    """
+    from .flux import FluxPolicy
+
+    policies = {"FluxPipeline": FluxPolicy}
+    place = resolve(path_or_hub_id)
+    if isinstance(place, Path):
+        index = place / "model_index.json"
+        if not index.is_file():
+            raise FileNotFoundError(f"{place} is not a diffusers pipeline: it has no model_index.json")
+        check_safetensors(place)
+    else:
+        from huggingface_hub import hf_hub_download
+
+        index = Path(hf_hub_download(place, "model_index.json"))
+    name = json.loads(index.read_text())["_class_name"]
+    if name not in policies:
+        raise ValueError(f"{path_or_hub_id} is a {name}; there are policies for {', '.join(policies)}")
+    return policies[name].load(place, **options)

@@ -1,0 +1,81 @@
+"""Rewards: `reward(pixels, prompts) -> (B,)` float32, higher is better. They know pixels and prompts, nothing of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..files import check_safetensors, resolve
+
+Reward = Callable[[Tensor, list[str]], Tensor]
+
+
+class RewardError(ValueError):
+    """A reward raised, or returned something that cannot be trained on."""
+
+
+def _clip(path, **options):
+    from .clip import load
+
+    return load(path, **options)
+
+
+def _image_reward(path):
+    from .image_reward import load
+
+    return load(path)
+
+
+REWARDS = {
+    "clip": (_clip, "openai/clip-vit-large-patch14"),
+    "pickscore": (partial(_clip, logit_scale=True), "yuvalkirstain/PickScore_v1"),
+    "image_reward": (_image_reward, None),
+}
+
+
+def load_reward(name: str, path_or_hub_id: str | Path | None = None, device: str = "cpu") -> Reward:
+    """A reward by name, with its weights from a folder, a shipped name (`tiny-reward`) or a hub id (None: the published one).
+
+    Raises ValueError for an unknown name (with the nearest) or damaged weights, FileNotFoundError for missing ones. The
+    reward it returns raises RewardError when it is given a wrong shape or gives one back, or a value that is not finite.
+    """
+    if name not in REWARDS:
+        near = get_close_matches(name, REWARDS, 1)
+        raise ValueError(
+            f"unknown reward {name!r}" + (f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(REWARDS)}")
+        )
+    load, published = REWARDS[name]
+    if path_or_hub_id is None and published is None:
+        raise FileNotFoundError(f"the reward {name!r} needs a folder of weights: give its path")
+    place = resolve(path_or_hub_id or published)
+    if isinstance(place, Path):
+        check_safetensors(place)
+    model, score = load(place)
+    model.to(device)
+    return partial(checked, score, name)
+
+
+def checked(reward: Reward, name: str, pixels: Tensor, prompts: list[str]) -> Tensor:
+    """Call a reward and refuse, with RewardError, anything but B finite numbers. The result is float32 on the pixels' device."""
+    if len(pixels) != len(prompts):
+        raise RewardError(f"reward {name!r}: {len(pixels)} pictures for {len(prompts)} prompts")
+    try:
+        values = reward(pixels, prompts)
+    except (ValueError, RuntimeError, TypeError, KeyError, IndexError, OSError) as error:
+        raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
+    values = torch.as_tensor(values, dtype=torch.float32, device=pixels.device)
+    if values.shape != (len(prompts),):
+        raise RewardError(
+            f"reward {name!r} returned shape {tuple(values.shape)} for {len(prompts)} pictures; it must be ({len(prompts)},)"
+        )
+    bad = (~values.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise RewardError(
+            f"reward {name!r} returned {values[bad[0]].item()} for prompt {prompts[bad[0]]!r} ({len(bad)} of {len(values)} not finite)"
+        )
+    return values

@@ -1,0 +1,21 @@
+"""From pixels in [0, 1] to what a vision encoder expects, in torch alone (no torchvision)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+
+def centre_crop(pixels: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Shortest side to `side` pixels (bicubic, antialiased, clamped to [0, 1]), centre crop, normalise: CLIP's own steps.
+
+    pixels: (B, 3, H, W) in [0, 1]. Returns (B, 3, side, side).
+    """
+    height, width = pixels.shape[-2:]
+    scale = side / min(height, width)
+    if scale != 1:
+        size = (round(height * scale), round(width * scale))
+        pixels = interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = ((n - side) // 2 for n in pixels.shape[-2:])
+    pixels = pixels[..., top : top + side, left : left + side]
+    return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]

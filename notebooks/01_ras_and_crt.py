@@ -1,0 +1,250 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 1. Which differences in reward deserve a gradient?
+# *Half a minute on two CPU cores; no accelerator, no model. About 20 minutes to read.*
+#
+# Afterwards you can compute every equation of Bayesian Prior-Guided Optimization (BPGO) in plain torch, say when group normalisation turns noise into gradient, set `k` for a reward of any scale, and spot rewards that the method would rank upside down.
+#
+# A generator draws several pictures for one prompt, a **group**. A model gives each picture a number, its **reward**; higher is better. A picture's **advantage** says how far its reward stands above its group: training makes pictures with a positive advantage more likely, the others less.
+
+# %% tags=["parameters"]
+seed: int = 0  # of the noise in the rewards
+group_size: int = 8  # pictures per prompt
+noise: float = 0.03  # standard deviation of the reward among equally good pictures
+signal: float = 0.12  # what a picture that fits its prompt gains over one that does not
+prior: float = 0.55  # reward expected of a clear, typical prompt
+alpha: float = 0.5  # how far RAS may move a group's weight from 1
+kappa: float = 1.0  # how sharply it does so, in standard deviations of the reward
+lam: float = 1.0  # the paper's lambda: slope of CRT against its step
+beta: float = 0.5  # weight of the CRT term; the paper does not publish it
+output: str = ""  # folder for the record; empty: show it only
+interactive: bool = False  # live sliders, in Jupyter
+
+# %% [markdown]
+# ## A page of rewards
+# Four invented prompts. For "a red circle" and "a rare purple cross" a picture can be wrong. "a shape" and "something bright" are ambiguous: *every* picture fits, and rewards differ by noise alone.
+#
+# **Before you run:** the rewards of "a red circle" spread more than twice as wide as those of "a shape". Which prompt gets the larger gradient?
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+
+from bpgo.analysis import plots
+
+prompts = ["a red circle", "a shape", "a rare purple cross", "something bright"]
+level = torch.tensor([0.60, 0.50, 0.50, 0.60])[:, None]
+can_be_wrong = torch.tensor([True, False, True, False])[:, None]
+fits = (torch.arange(group_size) % 2 == 0) | ~can_be_wrong
+quality = level + signal * can_be_wrong * (fits.float() - 0.5)
+torch.manual_seed(seed)
+rewards = quality + noise * torch.randn(quality.shape)  # (N prompts, G pictures)
+
+
+def group_advantages(r):  # equation 1
+    return (r - r.mean(-1, keepdim=True)) / r.std(-1, keepdim=True)
+
+
+figure, [[left, right]] = plots.new_figure(1, 2, (9, 3.2), sharey=True)
+plots.strips(left, rewards, fits, prompts)
+plots.strips(right, group_advantages(rewards), fits, prompts)
+plots.labelled(left, "What the reward model says", "reward (no unit)").axvline(prior, color="0.4", ls="--")
+plots.labelled(right, "What the generator is trained on", "advantage (standard deviations of its group)")
+plt.show()
+
+# %% [markdown]
+# Solid dots fit their prompt, hollow ones do not. On the right all groups are equally wide: dividing by the standard deviation gives each the same size of gradient, whether its differences mean something or not. Every picture of "a shape" is right, yet some are pushed down hard.
+#
+# How much of that lasts? Average the advantages over 2000 fresh draws of the noise.
+
+# %%
+def size(a):  # root mean square over a group
+    return a.square().mean(-1).sqrt()
+
+
+advantages = group_advantages(rewards)
+fresh = quality + noise * torch.randn(2000, *quality.shape)
+kept = size(group_advantages(fresh).mean(0))
+for name, one, lasting in zip(prompts, size(advantages), kept, strict=True):
+    print(f"{name:20} advantage in one group {one:.2f}, what is left of it on average {lasting:.2f}")
+
+# %% [markdown]
+# For the ambiguous prompts almost nothing lasts. (A reward model's *constant* taste, say for a colour, would not average out: the generator would drift towards it.)
+#
+# ## RAS: a weight for each group
+# Reliability-adaptive scaling (equations 2, 3) compares a group's mean with the **prior** (dashed above), the reward expected of a clear, typical prompt. It multiplies the group's loss by `w`, between `1 - alpha` and `1 + alpha`.
+#
+# **Before you run:** these rewards have a standard deviation of about .07. What will `k = 1` do? Which of the two *ambiguous* prompts will RAS trust?
+
+# %% tags=["nbval-check-output"]
+def ras_weights(r, prior, alpha, k):  # equation 2
+    deviation = r.mean(-1) - prior
+    return 1 + alpha * (2 * torch.sigmoid(k * deviation) - 1)
+
+
+w_plain = ras_weights(rewards, prior, alpha, k=1.0)
+k = kappa / rewards.std().item()
+w = ras_weights(rewards, prior, alpha, k)
+for name, a, b in zip(prompts, w_plain, w, strict=True):
+    print(f"{name:20} w at k = 1: {a:.2f}   w at kappa = {kappa:g} (k = {k:.1f}): {b:.2f}")
+
+# %% [markdown]
+# At `k = 1` every weight is 1 within .02: plain GRPO, in effect. `k` has the unit 1/reward, so we write `k = kappa / sd` (standard deviation of all rewards); one `kappa` means the same on every scale.
+#
+# RAS then turns "a shape" down. It also turns down the rare cross, whose differences are real, and turns *up* "something bright", pure noise. The weight never looks at the noise: it assumes that a high mean goes with reliable rewards. This page breaks the assumption half the time, on purpose; whether real prompts do must be measured.
+#
+# ## CRT: another reward inside the group
+# Contrastive reward transformation (equation 4) adds a step at the prior and multiplies by `exp(R)`. We apply it to the page as scored, and again in standard deviations from the prior: the prior is then 0, and rewards below it negative.
+#
+# **Before you run:** only the unit differs. Does the order of the pictures survive both times?
+
+# %%
+def crt_rewards(r, prior, lam):  # equation 4
+    return (lam * (r - prior) + (r > prior)) * torch.exp(r)
+
+
+def inverted(r, t):  # share of a group's pairs whose order turns round
+    before, after = (x[:, :, None] - x[:, None, :] for x in (r, t))
+    return (before * after < 0).float().mean((1, 2)) * group_size / (group_size - 1)
+
+
+in_sd = (rewards - prior) / rewards.std()
+turned, turned_in_sd = (inverted(r, crt_rewards(r, p, lam)) for r, p in ((rewards, prior), (in_sd, 0.0)))
+figure, [axes] = plots.new_figure(1, 2, (9, 3.3))
+units = [(rewards, prior, (prior - 0.2, prior + 0.2), "as scored"), (in_sd, 0.0, (-4, 0), "in standard deviations")]
+for ax, (r, p, ends, unit) in zip(axes, units, strict=True):
+    line = torch.linspace(*ends, 400)
+    ax.plot(line, crt_rewards(line, p, lam), color="0.5", lw=1)
+    ax.scatter(r, crt_rewards(r, p, lam), c=["black" if f else "white" for f in fits.flatten()], ec="black")
+    plots.labelled(ax, f"CRT of rewards {unit}", f"reward ({unit})", "transformed reward (no unit)")
+axes[1].set(xlim=(-4, 0.1), ylim=(-0.4, 0.02))  # only the rewards below the prior
+axes[1].axvspan(-4, -1, color="0.9", zorder=0)
+axes[1].text(-3.9, -0.03, "more than 1 below the\nprior: order reversed", va="top")
+plt.show()
+
+# %% [markdown]
+# On the left CRT is nearly a label, above or below the prior: the step dwarfs the slope. On the right (only rewards below the prior are drawn) the worst pictures no longer come last. There the slope is `lam * exp(R) * (1 + R - prior)`, negative once a reward is more than **one whole unit** below the prior: `exp(R)` shrinks the score faster than the bracket grows. Within [0, 1] that cannot happen; with rewards well below zero it can.
+#
+# ## BPGO: both, in one update
+# Equation 5 adds the weighted loss and `beta` times the loss on transformed rewards. Each is clipped in the **ratio**, a picture's probability now over that when it was drawn: exactly 1 in the first update.
+#
+# **Before you run:** two losses, a clip in each. Is that one loss with other advantages?
+
+# %% tags=["nbval-check-output"]
+def surrogate(ratio, a, clip=1e-4):
+    return torch.maximum(-a * ratio, -a * ratio.clamp(1 - clip, 1 + clip))
+
+
+transformed = group_advantages(crt_rewards(rewards, prior, lam))
+log_ratio = torch.zeros_like(rewards, requires_grad=True)
+loss = w[:, None] * surrogate(log_ratio.exp(), advantages) + beta * surrogate(log_ratio.exp(), transformed)
+loss.mean().backward()  # equation 5
+effective = w[:, None] * advantages + beta * transformed
+torch.testing.assert_close(log_ratio.grad, -effective / rewards.numel())
+print("gradient of BPGO = gradient of GRPO with w * A + beta * A~")
+
+# %% [markdown]
+# At ratio 1, yes, and it costs no second forward pass. Once a ratio leaves the clip range, no: where the two advantages differ in sign, only one term is clipped.
+#
+# The package computes the same:
+
+# %% tags=["nbval-check-output"]
+from bpgo import objective
+from bpgo.records import record
+
+same, settings = torch.testing.assert_close, dict(alpha=alpha, k=k, lam=lam, beta=beta)
+same(objective.group_advantages(rewards), advantages)
+same(objective.ras_weights(rewards, prior, alpha, k), w)
+same(objective.crt_rewards(rewards, prior, lam), crt_rewards(rewards, prior, lam))
+same(objective.k_from_kappa(kappa, rewards), k)
+same(objective.rank_inversions(in_sd, crt_rewards(in_sd, 0.0, lam)), turned_in_sd)
+same(objective.bpgo(rewards, prior, **settings).effective, effective)
+
+columns = {"lasting": kept, "w_k1": w_plain, "w": w, "turned": turned, "turned_in_sd": turned_in_sd}
+for name in ("grpo", "ras", "crt", "bpgo"):
+    columns[name] = size(objective.OBJECTIVES[name](rewards, prior, **settings).effective)
+table = {p: {c: v[i].item() for c, v in columns.items()} for i, p in enumerate(prompts)}
+context = settings | {"seed": seed, "noise": noise, "signal": signal, "prior": prior}
+_ = record("ras_and_crt", table, output, context=context)
+
+# %% [markdown]
+# `turned` is the share of pairs that CRT reverses; the last four columns are the size of each group's gradient. RAS sets "a shape" and "a red circle" further apart than BPGO does: the CRT term is normalised anew, and `w` does not multiply it.
+#
+# ## Turn the knobs
+# A panel shows the effective advantages, a line per prompt (solid: real differences, dashed: noise).
+
+# %%
+def explore(alpha=alpha, kappa=kappa, lam=lam, prior=prior, beta=beta, ax=None, title=""):
+    ax = ax or plots.new_figure(1, 1, (6, 4))[1][0, 0]
+    k = kappa / rewards.std().item()
+    a = objective.bpgo(rewards, prior, alpha=alpha, k=k, lam=lam, beta=beta).effective
+    for name, r, y, real, marker in zip(prompts, rewards, a, can_be_wrong, "o^sD", strict=True):
+        order = r.argsort()
+        ax.plot(r[order], y[order], "k-" if real else "k--", marker=marker, mfc="w", ms=4, lw=1, label=name)
+    ax.axvline(prior, color="0.6", ls=":")
+    plots.labelled(ax, title)
+
+
+if not interactive:
+    figure, axes = plots.new_figure(2, 4, (10, 4.8), sharex=True, sharey=True)
+    top = [dict(alpha=0.0, beta=0.0), dict(beta=0.0), dict(alpha=0.0), {}]
+    for ax, change, name in zip(axes[0], top, ("GRPO", "RAS", "CRT", "BPGO"), strict=True):
+        explore(ax=ax, title=name, **change)
+    for ax, (name, value) in zip(axes[1], dict(alpha=0.9, kappa=5.0, lam=50.0, prior=0.65).items(), strict=True):
+        explore(ax=ax, title=f"BPGO, {name} = {value:g}", **{name: value})
+    figure.supxlabel("reward (no unit); dotted: the prior")
+    figure.supylabel("effective advantage")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    plt.show()
+
+# %% [markdown]
+# The same with sliders: run the notebook with `interactive = True`.
+
+# %% tags=["nbval-skip"]
+if interactive:
+    from ipywidgets import interact
+
+    knobs = dict(alpha=(0.0, 1.0, 0.1), kappa=(0.0, 10.0, 0.5), lam=(0.0, 50.0, 1.0), prior=(0.4, 0.8, 0.01))
+    interact(lambda **chosen: explore(**chosen), **knobs)
+
+# %% [markdown]
+# A large `kappa` drives each weight to `1 - alpha` or `1 + alpha`; a large `lam` drowns the step in the slope, and CRT adds little but size; a high prior weights every group down.
+#
+# ## Exercises
+# 1. In `group_advantages`, leave out the division, as Dr. GRPO proposes. What becomes of the noisy groups, and at what price?
+#
+# <details><summary>Solution</summary>
+#
+# Each gradient then has the size of its group's standard deviation, about .07 or .03: noise counts for less than half, without a prior. The price: updates depend on the reward's unit, and prompts with a wide spread dominate.
+# </details>
+#
+# 2. Set `prior = 0.8`. What happens to the weights, and to CRT's step?
+#
+# <details><summary>Solution</summary>
+#
+# All weights fall below 1: a smaller learning rate under another name. No reward passes the prior, so the step is gone.
+# </details>
+#
+# ## Summary
+# - Group normalisation gives a group of pure noise as much gradient as a group with a signal.
+# - RAS weights groups by mean reward, which *stands for* reliability; set `k` in standard deviations.
+# - CRT labels pictures above or below the prior, and reverses rewards more than one unit below it.
+# - At ratio 1, BPGO is GRPO with advantages `w * A + beta * A~`.
+#
+# **Vary** `noise`, `group_size` and `seed`: the story should not hang on one draw. **Where it breaks:** the rewards are invented and nothing is trained, so nothing here says which method is better. That takes training runs, several seeds, and rewards that training never saw.
+#
+# ## References
+# - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): group advantage (1), RAS (2, 3), CRT (4), objective (5).
+# - GRPO, [arXiv 2402.03300](https://arxiv.org/abs/2402.03300). The clipped loss, PPO, [arXiv 1707.06347](https://arxiv.org/abs/1707.06347).
+# - Without the division, Dr. GRPO, [arXiv 2503.20783](https://arxiv.org/abs/2503.20783).
