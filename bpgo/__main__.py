@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("overrides", **overrides)
 
     pretrain = commands.add_parser("pretrain", help="train the tiny checkpoints that the package ships")
-    pretrain.add_argument("stages", nargs="*", help="autoencoder, flux, reward, held_out, prompts (default: all)")
+    pretrain.add_argument("stages", nargs="*", help="autoencoder, flux, refine, reward, held_out, prompts (default: all)")
     pretrain.add_argument("--output", required=True, help="folder of the checkpoints")
     pretrain.add_argument("--scale", type=float, default=1.0, help="share of the training steps (default 1)")
 
@@ -31,7 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     commands.add_parser("settings", help="list every setting of a preset with what it means")
 
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if any(argument.startswith("-") for argument in rest) or (rest and "overrides" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes key=value before --output only
+        options.overrides += rest
     try:
         return COMMANDS[options.command](options)
     except (ConfigError, FileNotFoundError, ValueError, OSError, FloatingPointError) as error:

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,7 +18,7 @@ class CheckpointError(ValueError):
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:
-    """Write a checkpoint. A kill or a full disk at any moment leaves either no such folder or a whole one."""
+    """Write a checkpoint. A kill or a full disk at any moment leaves either no such folder or a whole one. Raises OSError."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -30,8 +31,10 @@ def save_state(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:
                 os.fsync(stream.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, SafetensorError):
+            raise OSError(f"cannot write {folder}: {error}") from error
         raise
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 PRESETS = Path(__file__).parent.parent / "reproduce" / "presets"
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 settings = dataclass(config=ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=()), kw_only=True)
@@ -33,10 +33,10 @@ class ConfigError(ValueError):
 class Generator:
     path: str
     """Folder, shipped name or hub id of a diffusers pipeline."""
-    height: Count = 512
-    """Pixels."""
-    width: Count = 512
-    """Pixels."""
+    height: Count | None = None
+    """Pixels; null: what the pipeline was trained at."""
+    width: Count | None = None
+    """Pixels; null: what the pipeline was trained at."""
     guidance: NonNegative = 3.5
     """Guidance scale."""
     max_sequence_length: Count | None = None
@@ -176,7 +176,7 @@ class Config:
     """Samples a prompt, G."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of prompts, steps and noise."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Annotated[Literal["no", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)] = "no"
     """Autocast of the transformer."""
     checkpoint_every: Count = 25
     """Iterations between checkpoints."""
@@ -200,7 +200,9 @@ def read_config(preset: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise FileNotFoundError(
             f"no preset {str(preset)!r}: give a YAML file or one of {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}"
         )
-    tree = yaml.safe_load(place.read_text()) or {}
+    tree = _parse(place.read_text(), str(place)) or {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{place} holds no settings: write lines of `key: value`")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -211,8 +213,15 @@ def read_config(preset: str | Path, overrides: Iterable[str] = ()) -> Config:
             branch = branch.setdefault(parent, {})
             if not isinstance(branch, dict):
                 raise ConfigError(f"{key!r}: {parent} is {branch!r}, it has no settings below it")
-        branch[leaf] = yaml.safe_load(value)
+        branch[leaf] = _parse(value, override)
     return build_config(tree)
+
+
+def _parse(text: str, place: str):
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{place} is not YAML: {error}") from None
 
 
 def build_config(tree: dict) -> Config:

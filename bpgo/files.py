@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 SHIPPED = Path(__file__).parent / "checkpoints"
+FILE_TYPES = (".txt", ".json", ".jsonl", ".yaml", ".yml", ".safetensors")  # never the end of a hub id, which may have dots
 
 
 def resolve(path_or_hub_id: str | Path) -> Path | str:
@@ -20,7 +21,7 @@ def resolve(path_or_hub_id: str | Path) -> Path | str:
         if candidate.exists():
             return candidate
     text = str(path_or_hub_id)
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not path.suffix:
+    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and path.suffix not in FILE_TYPES:
         return text
     shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir())) if SHIPPED.is_dir() else "none"
     raise FileNotFoundError(f"{text!r} is no folder or file here, no hub id (owner/name), and not shipped ({shipped})")

@@ -14,6 +14,7 @@ from .evaluation import evaluate
 from .files import write_atomic
 from .priors import Constant, PerPrompt, Prior, RunningMean
 from .rewards import Reward
+from .rollout import row_noise
 
 
 def make_prior(config: Config, policy, reward: Reward, prompts: list[str]) -> Prior:
@@ -31,10 +32,12 @@ def reference_rewards(config: Config, policy, reward: Reward, prompts: list[str]
     """Mean reward of config.prior.samples pictures of each prompt, by config.evaluation.steps ODE steps of this policy.
 
     Kept in $BPGO_CACHE (or ~/.cache/bpgo) under a fingerprint of weights, reward, prompts and sampling; found there, nothing is sampled.
+    The reward and the decoder have no weights of their own here: what they make of noise stands for them.
     """
     settings = to_dict(config)
+    probe = reward(policy.decode(row_noise([0, 1], policy.latent_shape(), 1, policy.device)[0]), [prompts[0], prompts[-1]])
     identity = [settings[k] for k in ("generator", "reward", "sampling")]
-    identity += [config.prior.samples, config.evaluation.steps, prompts, weights_fingerprint(policy.modules)]
+    identity += [config.prior.samples, config.evaluation.steps, prompts, weights_fingerprint(policy.modules), probe.tolist()]
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     place = Path(os.environ.get("BPGO_CACHE", Path.home() / ".cache" / "bpgo")) / f"reference-{name}.json"
     if place.is_file():

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -56,6 +57,7 @@ class Trainer:
     ):
         self.config, self.output, self.progress = config, Path(output), progress
         self.prompts = sorted(set(read_prompts(config.prompts) if prompts is None else prompts))
+        self.evaluation_prompts = read_prompts(config.evaluation.prompts) if config.evaluation.prompts else self.prompts
         if len(self.prompts) < config.groups:
             raise ValueError(f"groups={config.groups} different prompts an iteration, but there are only {len(self.prompts)}")
         self._open_output()
@@ -64,6 +66,7 @@ class Trainer:
         if config.groups % self.accelerator.num_processes:
             raise ValueError(f"groups={config.groups} cannot be split over {self.accelerator.num_processes} processes")
         self.policy = policy or self._load_policy()
+        self.policy.check(self.prompts + self.evaluation_prompts)
         device = str(self.accelerator.device)
         score = reward or load_reward(config.reward.name, config.reward.path, device)
         self.reward = lambda pixels, prompts: checked(score, config.reward.name, pixels, prompts)
@@ -72,10 +75,13 @@ class Trainer:
             self.metrics["held_out"] = load_reward(config.evaluation.held_out.name, config.evaluation.held_out.path, device)
         self.metrics |= metrics or {}
         self.sigmas = sigma_grid(config.sampling.steps, config.sampling.shift)
+        self._plan(random.Random())  # refuses what does not fit
         self.iteration, self.cond = 0, {}
         self._prepare()
         self.prior = make_prior(config, self.policy, self.reward, self.prompts)
         self._resume()
+        if self.accelerator.is_main_process:
+            write_atomic(self.output / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
         if tracker:
             self.accelerator.init_trackers("bpgo")
 
@@ -91,14 +97,14 @@ class Trainer:
             raise OSError(
                 f"cannot write to the output folder {self.output}: {error.strerror}. Choose another with output=..."
             ) from error
-        place, new = self.output / "config.json", json.loads(json.dumps(to_dict(self.config)))
+        place = self.output / "config.json"
         if place.exists():
+            new = json.loads(json.dumps(to_dict(self.config)))
             changed = [d for d in differences(json.loads(place.read_text()), new) if not d.startswith(EXTENDABLE)]
             if changed:
                 raise checkpoint.CheckpointError(
                     f"{self.output} holds a run with other settings ({'; '.join(changed)}): choose another output folder, or delete it"
                 )
-        write_atomic(place, json.dumps(new, indent=1) + "\n")
 
     def _load_policy(self):
         g = self.config.generator
@@ -129,9 +135,10 @@ class Trainer:
 
     def train(self) -> None:
         """Run to config.iterations; evaluate, checkpoint and log on the way; leave `final/` for plain diffusers."""
-        final = self.output / "final"
-        if self.iteration >= self.config.iterations and final.exists():
+        if self.finished:
             return
+        final = self.output / "final"
+        shutil.rmtree(final, ignore_errors=True)  # of a shorter run that is now gone on with
         bar = tqdm(
             total=self.config.iterations, initial=self.iteration, disable=not (self.progress and self.accelerator.is_main_process)
         )
@@ -150,9 +157,12 @@ class Trainer:
         if self.accelerator.is_main_process:
             partial = self.output / ".final.partial"
             shutil.rmtree(partial, ignore_errors=True)
-            with self.averaged_weights():
-                self.policy.save(partial, lora=bool(self.config.generator.lora_rank))
-            shutil.rmtree(final, ignore_errors=True)
+            try:
+                with self.averaged_weights():
+                    self.policy.save(partial, lora=bool(self.config.generator.lora_rank))
+            except SafetensorError as error:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise OSError(f"cannot write {final}: {error}") from error
             partial.rename(final)
         self.accelerator.end_training()
 
@@ -184,7 +194,8 @@ class Trainer:
         times.append(time.perf_counter())
         self.prior.update(self.accelerator.gather(rewards))
         if self.ema:
-            torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - self.config.optimiser.ema_decay)
+            live = [p.detach() for p in self.parameters.values()]  # or autograd would follow the averages through the whole run
+            torch._foreach_lerp_(list(self.ema.values()), live, 1 - o.ema_decay)
         self.iteration += 1
         phases = zip(("sample", "decode", "score", "update"), (b - a for a, b in pairwise(times)), strict=True)
         self._log("metrics.jsonl", {"iteration": self.iteration, **metrics})
@@ -197,7 +208,7 @@ class Trainer:
         c, s, i = self.config, self.config.sampling, self.iteration
         rng = random.Random(seed_of(c.seed, "iteration", i))
         prompts = rng.sample(self.prompts, c.groups)
-        scheme = plan(self.sigmas, s.schedule, s.noise_level, s.trained_share, s.window, rng)
+        scheme = self._plan(rng)
         share = c.groups // self.accelerator.num_processes
         first = share * self.accelerator.process_index
         own = prompts[first : first + share]
@@ -209,6 +220,10 @@ class Trainer:
         seeds = [seed_of(c.seed, i, g, j) for g in groups for j in range(c.group_size)]
         starts = [seed_of(c.seed, i, g) for g in groups for _ in range(c.group_size)] if s.shared_noise else None
         return own, scheme, cond, sample_groups(self.policy, cond, c.group_size, scheme, seeds, starts, self._micro_batch)
+
+    def _plan(self, rng: random.Random) -> Plan:
+        s = self.config.sampling
+        return plan(self.sigmas, s.schedule, s.noise_level, s.trained_share, s.window, rng)
 
     def weigh(self, prompts: list[str], rewards: Tensor) -> tuple[objective.Advantages, dict[str, float]]:
         """Rewards (N, G) to advantages by the objective and its prior; and what to log of them."""
@@ -223,6 +238,10 @@ class Trainer:
         spread = everyone.std(1).mean().item()
         metrics = {"reward": everyone.mean().item(), "reward_std": spread, "prior": anchor, "k": k}
         return advantages, metrics | objective.group_diagnostics(rewards, advantages)
+
+    @property
+    def finished(self) -> bool:
+        return self.iteration >= self.config.iterations and (self.output / "final").exists()
 
     @property
     def _rows(self) -> int:
@@ -269,6 +288,8 @@ class Trainer:
             torch.set_rng_state(tensors["rng"])
             self.prior.restore(state["prior"])
             self.iteration = state["iteration"]
+        if self.finished:
+            return
         for name, kept in (("metrics", self.iteration + 1), ("timing", self.iteration + 1), ("evaluations", self.iteration)):
             file = self.output / f"{name}.jsonl"
             if file.exists() and self.accelerator.is_main_process:
@@ -283,15 +304,16 @@ class Trainer:
             return
         live = {name: p.detach().clone() for name, p in self.parameters.items()}
         _copy(self.parameters, self.ema)
-        yield
-        _copy(self.parameters, live)
+        try:
+            yield
+        finally:
+            _copy(self.parameters, live)
 
     def evaluate(self) -> Scores:
         """Pictures and scores of the evaluation prompts under the current (averaged) weights."""
-        e = self.config.evaluation
-        prompts = read_prompts(e.prompts) if e.prompts else self.prompts
+        e, shift = self.config.evaluation, self.config.sampling.shift
         with self.averaged_weights():
-            return evaluate(self.policy, prompts, self.metrics, e.samples, e.steps, self.config.sampling.shift, self._micro_batch)
+            return evaluate(self.policy, self.evaluation_prompts, self.metrics, e.samples, e.steps, shift, self._micro_batch)
 
     def _log_evaluation(self) -> None:
         found = self.evaluate()
@@ -299,7 +321,8 @@ class Trainer:
             name: [[None if math.isnan(v) else v for v in row] for row in values.tolist()]
             for name, values in found.scores.items()
         }
-        self._log("evaluations.jsonl", {"iteration": self.iteration, **found.means(), "scores": scores})
+        means = {name: None if math.isnan(mean) else mean for name, mean in found.means().items()}
+        self._log("evaluations.jsonl", {"iteration": self.iteration, **means, "scores": scores})
         self.accelerator.log({f"evaluation/{k}": v for k, v in found.means().items()}, step=self.iteration)
 
     def _log(self, name: str, row: dict) -> None:

@@ -12,20 +12,20 @@
 
 # %% [markdown]
 # # 1. Which differences in reward deserve a gradient?
-# *Half a minute on two CPU cores; no accelerator, no model. About 20 minutes to read.*
+# *Half a minute on two CPU cores, no accelerator; 20 minutes to read.*
 #
-# Afterwards you can compute every equation of Bayesian Prior-Guided Optimization (BPGO) in plain torch, say when group normalisation turns noise into gradient, set `k` for a reward of any scale, and spot rewards that the method would rank upside down.
+# Afterwards you can compute Bayesian Prior-Guided Optimization (BPGO) in plain torch, say when group normalisation turns noise into gradient, set `k` for a reward of any scale, and spot rewards that the method would rank upside down.
 #
-# A generator draws several pictures for one prompt, a **group**. A model gives each picture a number, its **reward**; higher is better. A picture's **advantage** says how far its reward stands above its group: training makes pictures with a positive advantage more likely, the others less.
+# A generator draws several pictures for one prompt, a **group**. A reward model scores each: its **reward**, higher is better. The **advantage** says how far a reward stands above its group; training makes pictures with a positive one more likely, the others less.
 
 # %% tags=["parameters"]
 seed: int = 0  # of the noise in the rewards
 group_size: int = 8  # pictures per prompt
-noise: float = 0.03  # standard deviation of the reward among equally good pictures
+noise: float = 0.03  # standard deviation of the reward among equally good pictures, above 0
 signal: float = 0.12  # what a picture that fits its prompt gains over one that does not
 prior: float = 0.55  # reward expected of a clear, typical prompt
 alpha: float = 0.5  # how far RAS may move a group's weight from 1
-kappa: float = 1.0  # how sharply it does so, in standard deviations of the reward
+kappa: float = 1.0  # how sharply it does so, per standard deviation of the reward
 lam: float = 1.0  # the paper's lambda: slope of CRT against its step
 beta: float = 0.5  # weight of the CRT term; the paper does not publish it
 output: str = ""  # folder for the record; empty: show it only
@@ -52,8 +52,8 @@ torch.manual_seed(seed)
 rewards = quality + noise * torch.randn(quality.shape)  # (N prompts, G pictures)
 
 
-def group_advantages(r):  # equation 1
-    return (r - r.mean(-1, keepdim=True)) / r.std(-1, keepdim=True)
+def group_advantages(r):  # equation 1, guarded against division by zero
+    return (r - r.mean(-1, keepdim=True)) / (r.std(-1, keepdim=True) + 1e-8)
 
 
 figure, [[left, right]] = plots.new_figure(1, 2, (9, 3.2), sharey=True)
@@ -64,9 +64,9 @@ plots.labelled(right, "What the generator is trained on", "advantage (standard d
 plt.show()
 
 # %% [markdown]
-# Solid dots fit their prompt, hollow ones do not. On the right all groups are equally wide: dividing by the standard deviation gives each the same size of gradient, whether its differences mean something or not. Every picture of "a shape" is right, yet some are pushed down hard.
+# Solid dots fit their prompt, hollow ones do not. On the right all groups spread equally: dividing by the standard deviation gives each the same size of gradient, meaningful or not. Every picture of "a shape" is right, yet some are pushed down hard.
 #
-# How much of that lasts? Average the advantages over 2000 fresh draws of the noise.
+# What lasts? Average over 2000 fresh draws of the noise.
 
 # %%
 def size(a):  # root mean square over a group
@@ -80,12 +80,12 @@ for name, one, lasting in zip(prompts, size(advantages), kept, strict=True):
     print(f"{name:20} advantage in one group {one:.2f}, what is left of it on average {lasting:.2f}")
 
 # %% [markdown]
-# For the ambiguous prompts almost nothing lasts. (A reward model's *constant* taste, say for a colour, would not average out: the generator would drift towards it.)
+# For the ambiguous prompts almost nothing lasts. (A *constant* taste of the reward model, say for a colour, would not average out.)
 #
 # ## RAS: a weight for each group
-# Reliability-adaptive scaling (equations 2, 3) compares a group's mean with the **prior** (dashed above), the reward expected of a clear, typical prompt. It multiplies the group's loss by `w`, between `1 - alpha` and `1 + alpha`.
+# Reliability-adaptive scaling (equations 2, 3) compares a group's mean with the **prior** (dashed above), the reward expected of a clear, typical prompt. Its weight `w`, within `1 ± alpha`, multiplies the group's loss.
 #
-# **Before you run:** these rewards have a standard deviation of about .07. What will `k = 1` do? Which of the two *ambiguous* prompts will RAS trust?
+# **Before you run:** the page's standard deviation is about .07. What will `k = 1` do? Which of the *ambiguous* prompts will RAS trust?
 
 # %% tags=["nbval-check-output"]
 def ras_weights(r, prior, alpha, k):  # equation 2
@@ -100,12 +100,12 @@ for name, a, b in zip(prompts, w_plain, w, strict=True):
     print(f"{name:20} w at k = 1: {a:.2f}   w at kappa = {kappa:g} (k = {k:.1f}): {b:.2f}")
 
 # %% [markdown]
-# At `k = 1` every weight is 1 within .02: plain GRPO, in effect. `k` has the unit 1/reward, so we write `k = kappa / sd` (standard deviation of all rewards); one `kappa` means the same on every scale.
+# At `k = 1` every weight is 1 within .02: plain GRPO, in effect. `k` has the unit 1/reward, so we write `k = kappa / sd`, with the page's standard deviation: one `kappa` serves every scale.
 #
-# RAS then turns "a shape" down. It also turns down the rare cross, whose differences are real, and turns *up* "something bright", pure noise. The weight never looks at the noise: it assumes that a high mean goes with reliable rewards. This page breaks the assumption half the time, on purpose; whether real prompts do must be measured.
+# RAS then turns "a shape" down, but also the rare cross, whose differences are real; "something bright", pure noise, it turns *up*. The weight never looks at the noise: it assumes that a high mean goes with reliable rewards. This page breaks that half the time, by design; whether real prompts do must be measured.
 #
 # ## CRT: another reward inside the group
-# Contrastive reward transformation (equation 4) adds a step at the prior and multiplies by `exp(R)`. We apply it to the page as scored, and again in standard deviations from the prior: the prior is then 0, and rewards below it negative.
+# Contrastive reward transformation (equation 4) adds a step at the prior and multiplies by `exp(R)`. We try it on the page as scored, and in standard deviations from the prior, where rewards below the prior are negative.
 #
 # **Before you run:** only the unit differs. Does the order of the pictures survive both times?
 
@@ -134,10 +134,10 @@ axes[1].text(-3.9, -0.03, "more than 1 below the\nprior: order reversed", va="to
 plt.show()
 
 # %% [markdown]
-# On the left CRT is nearly a label, above or below the prior: the step dwarfs the slope. On the right (only rewards below the prior are drawn) the worst pictures no longer come last. There the slope is `lam * exp(R) * (1 + R - prior)`, negative once a reward is more than **one whole unit** below the prior: `exp(R)` shrinks the score faster than the bracket grows. Within [0, 1] that cannot happen; with rewards well below zero it can.
+# On the left CRT is nearly a label, above or below the prior: the step dwarfs the slope. On the right (only rewards below the prior shown) the worst no longer come last. There the slope is `lam * exp(R) * (1 + R - prior)`, negative once a reward is more than **one whole unit** below the prior: `exp(R)` shrinks faster than the bracket grows. With rewards and prior in [0, 1] that cannot happen; with rewards well below zero it can.
 #
 # ## BPGO: both, in one update
-# Equation 5 adds the weighted loss and `beta` times the loss on transformed rewards. Each is clipped in the **ratio**, a picture's probability now over that when it was drawn: exactly 1 in the first update.
+# Equation 5 adds the weighted loss and `beta` times the loss on transformed rewards. Both are clipped in the **ratio**, a picture's probability now over that when it was drawn: 1 in the first update.
 #
 # **Before you run:** two losses, a clip in each. Is that one loss with other advantages?
 
@@ -155,7 +155,7 @@ torch.testing.assert_close(log_ratio.grad, -effective / rewards.numel())
 print("gradient of BPGO = gradient of GRPO with w * A + beta * A~")
 
 # %% [markdown]
-# At ratio 1, yes, and it costs no second forward pass. Once a ratio leaves the clip range, no: where the two advantages differ in sign, only one term is clipped.
+# At ratio 1, yes, without a second forward pass. Once a ratio leaves the clip range, no: where the two advantages differ in sign, only one term is clipped.
 #
 # The package computes the same:
 
@@ -179,7 +179,7 @@ context = settings | {"seed": seed, "noise": noise, "signal": signal, "prior": p
 _ = record("ras_and_crt", table, output, context=context)
 
 # %% [markdown]
-# `turned` is the share of pairs that CRT reverses; the last four columns are the size of each group's gradient. RAS sets "a shape" and "a red circle" further apart than BPGO does: the CRT term is normalised anew, and `w` does not multiply it.
+# `turned` is the share of pairs that CRT reverses, as scored and in standard deviations; the last four columns are the size of each group's gradient. RAS sets "a shape" and "a red circle" further apart than BPGO: the CRT term is normalised anew, and `w` does not multiply it.
 #
 # ## Turn the knobs
 # A panel shows the effective advantages, a line per prompt (solid: real differences, dashed: noise).
@@ -209,7 +209,7 @@ if not interactive:
     plt.show()
 
 # %% [markdown]
-# The same with sliders: run the notebook with `interactive = True`.
+# For sliders, set `interactive = True`.
 
 # %% tags=["nbval-skip"]
 if interactive:
@@ -219,32 +219,31 @@ if interactive:
     interact(lambda **chosen: explore(**chosen), **knobs)
 
 # %% [markdown]
-# A large `kappa` drives each weight to `1 - alpha` or `1 + alpha`; a large `lam` drowns the step in the slope, and CRT adds little but size; a high prior weights every group down.
+# A large `kappa` drives weights to `1 ± alpha`; a large `lam` drowns the step in the slope, and CRT adds little but size.
 #
 # ## Exercises
-# 1. In `group_advantages`, leave out the division, as Dr. GRPO proposes. What becomes of the noisy groups, and at what price?
+# 1. In `group_advantages`, leave out the division, as Dr. GRPO proposes. What becomes of the noisy groups?
 #
 # <details><summary>Solution</summary>
 #
-# Each gradient then has the size of its group's standard deviation, about .07 or .03: noise counts for less than half, without a prior. The price: updates depend on the reward's unit, and prompts with a wide spread dominate.
+# Each gradient then has the size of its group's standard deviation, about .07 or .03: noise counts for less than half, without a prior. But updates now depend on the reward's unit, and wide groups dominate.
 # </details>
 #
 # 2. Set `prior = 0.8`. What happens to the weights, and to CRT's step?
 #
 # <details><summary>Solution</summary>
 #
-# All weights fall below 1: a smaller learning rate under another name. No reward passes the prior, so the step is gone.
+# All weights fall below 1: a smaller learning rate. No reward passes the prior, so the step is gone.
 # </details>
 #
 # ## Summary
-# - Group normalisation gives a group of pure noise as much gradient as a group with a signal.
-# - RAS weights groups by mean reward, which *stands for* reliability; set `k` in standard deviations.
-# - CRT labels pictures above or below the prior, and reverses rewards more than one unit below it.
+# - Group normalisation gives pure noise as much gradient as a signal.
+# - RAS weights groups by mean reward, which *stands for* reliability.
+# - CRT labels pictures above or below the prior, and reverses those more than one unit below.
 # - At ratio 1, BPGO is GRPO with advantages `w * A + beta * A~`.
 #
-# **Vary** `noise`, `group_size` and `seed`: the story should not hang on one draw. **Where it breaks:** the rewards are invented and nothing is trained, so nothing here says which method is better. That takes training runs, several seeds, and rewards that training never saw.
+# **Vary** `noise`, `group_size` and `seed`. **Where it breaks:** rewards are invented and nothing is trained. To see which method is better takes training, several seeds, and rewards that training never saw.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): group advantage (1), RAS (2, 3), CRT (4), objective (5).
-# - GRPO, [arXiv 2402.03300](https://arxiv.org/abs/2402.03300). The clipped loss, PPO, [arXiv 1707.06347](https://arxiv.org/abs/1707.06347).
-# - Without the division, Dr. GRPO, [arXiv 2503.20783](https://arxiv.org/abs/2503.20783).
+# - [GRPO](https://arxiv.org/abs/2402.03300); the clipped loss, [PPO](https://arxiv.org/abs/1707.06347); no division, [Dr. GRPO](https://arxiv.org/abs/2503.20783).

@@ -25,11 +25,11 @@ from pathlib import Path
 
 import nbformat
 import yaml
-from notebooks import RequestError, Yaml, check_parameters, locked, nearest, parameters, read, source
 from scipy.stats import t as student
 
 from bpgo.files import write_atomic
 from bpgo.records import aligned, read_record
+from notebooks import RequestError, Yaml, check_parameters, locked, nearest, parameters, read, source
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = {"notebook", "record", "parameters", "seeds"}
@@ -82,13 +82,17 @@ def stamp(record):
 
 
 def code(job):
-    """Digests of the files that a job's numbers depend on: its notebook; the package with its checkpoints."""
-    package = [path for path in sorted(Path("bpgo").rglob("*")) if path.is_file() and path.suffix != ".pyc"]
-    digests = {"notebook": hashlib.sha256(), "bpgo": hashlib.sha256()}
-    for name, paths in (("notebook", [source(job["notebook"], ".")]), ("bpgo", package)):
-        for path in paths:
-            digests[name].update(f"{path.as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
+    """{part: digest} of the files that a job's numbers depend on: its notebook, the package, and what both read."""
+    parts = {"notebook": [source(job["notebook"], ".")]}
+    parts |= {folder: sorted(Path(folder).rglob("*")) for folder in ("bpgo", "reproduce/presets")}
+    return {part: _digest(paths) for part, paths in parts.items()}
+
+
+def _digest(paths):
+    digest = hashlib.sha256()
+    for path in (path for path in paths if path.is_file() and path.suffix != ".pyc"):
+        digest.update(f"{path.as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def snakemake(profile, lock):
@@ -97,7 +101,11 @@ def snakemake(profile, lock):
     command += ["--config", f"profile={profile}", "--cores", "all", "--keep-going", "--rerun-incomplete"]
     # Snakemake's own lock outlives a kill and then stops the next run; ours serves as well, and does not.
     command += ["--nolock", "--quiet", "host", "reason", "rules", "progress"]
-    return subprocess.run(command, pass_fds=[lock.fileno()]).returncode
+    process = subprocess.Popen(command, pass_fds=[lock.fileno()])
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # which the terminal sent Snakemake as well: let it end its jobs
+        return process.wait()
 
 
 def failures(work, started):

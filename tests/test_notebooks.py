@@ -66,7 +66,8 @@ def faults_of_source(path):
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     code = code_of(notebook)
     title = next((line for line in "\n".join(texts).splitlines() if line.startswith("#")), "")
-    words = len(" ".join(texts).split())
+    prose = re.sub(r"\$[^$]*\$|<[^>]*>", " ", "\n".join(texts))  # without formulas and HTML tags
+    words = len(re.findall(r"[^\W\d_]{2,}", prose))
     top = texts[0] if texts else ""
     if "?" not in title:
         yield f"the title is no question: {title!r}"

@@ -18,7 +18,7 @@ METHODS: dict[str, dict[str, object]] = {
     "grpo": {"label": "GRPO", "color": "#000000", "linestyle": "-", "marker": "o"},
     "ras": {"label": "RAS", "color": "#0072B2", "linestyle": "--", "marker": "s"},
     "crt": {"label": "CRT", "color": "#E69F00", "linestyle": "-.", "marker": "^"},
-    "bpgo": {"label": "BPGO", "color": "#D55E00", "linestyle": (0, (6, 1, 1, 1, 1, 1)), "marker": "D"},
+    "bpgo": {"label": "BPGO", "color": "#D55E00", "linestyle": (0, (9, 2)), "marker": "D"},
     "bgpo": {"label": "BGPO", "color": "#CC79A7", "linestyle": ":", "marker": "v"},
 }
 

@@ -27,7 +27,10 @@ def load_generator(path_or_hub_id: str, **options):
         from huggingface_hub import hf_hub_download
 
         index = Path(hf_hub_download(place, "model_index.json"))
-    name = json.loads(index.read_text())["_class_name"]
+    try:
+        name = json.loads(index.read_text())["_class_name"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{index} is damaged (it names no pipeline class): copy or make it again") from None
     if name not in policies:
         raise ValueError(f"{path_or_hub_id} is a {name}; there are policies for {', '.join(policies)}")
     return policies[name].load(place, **options)

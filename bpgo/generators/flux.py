@@ -17,14 +17,20 @@ LORA_TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
 class FluxPolicy:
     """A `FluxPipeline` seen as a policy.
 
-    height, width: pixels, multiples of twice the autoencoder's factor. guidance: the distilled guidance scale, embedded
-    if the transformer has `guidance_embeds` and unused otherwise. max_sequence_length: T5 tokens; by default what
-    the tokenizer says, at most 512. Padding is encoded and attended to, as the published pipeline does.
+    height, width: pixels, multiples of twice the autoencoder's factor; by default the autoencoder's own. guidance: the distilled
+    guidance scale, embedded if the transformer has `guidance_embeds` and unused otherwise. max_sequence_length: T5 tokens; by
+    default what the tokenizer says, at most 512. Padding is encoded and attended to, as the published pipeline does.
     """
 
     def __init__(
-        self, pipeline, height: int = 512, width: int = 512, guidance: float = 3.5, max_sequence_length: int | None = None
+        self,
+        pipeline,
+        height: int | None = None,
+        width: int | None = None,
+        guidance: float = 3.5,
+        max_sequence_length: int | None = None,
     ):
+        height, width = (pipeline.vae.config.sample_size if side is None else side for side in (height, width))
         multiple = 2 * pipeline.vae_scale_factor
         if height <= 0 or width <= 0 or height % multiple or width % multiple:
             raise ValueError(f"height and width must be positive multiples of {multiple} pixels, not {height} x {width}")
@@ -63,10 +69,14 @@ class FluxPolicy:
         """
         if images is not None:
             raise ValueError("FLUX is text-to-image: it takes no images")
+        self.check(prompts)
+        return self.embed(prompts)
+
+    def check(self, prompts: list[str]) -> None:
+        """Raise ValueError, naming the first, for prompts that `encode` would refuse. Cheap: nothing is encoded."""
         if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
             raise ValueError(f"prompts must be a non-empty list of non-empty strings, not {prompts!r}")
         refuse_unknown_words(self.pipeline.tokenizer_2, prompts)
-        return self.embed(prompts)
 
     def embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """`encode` without its checks and with gradients into the text encoders, for training these."""
@@ -80,7 +90,7 @@ class FluxPolicy:
     def velocity(self, x: Tensor, sigma: Tensor | float, cond: dict[str, Tensor]) -> Tensor:
         """Predicted `noise - data`, same shape as x (B, C, h, w), float32. sigma in [0, 1]: a number or (B,)."""
         transformer = self.modules["transformer"]
-        dtype = cond["text"].dtype
+        dtype = self.pipeline.transformer.dtype
         batch, channels, height, width = x.shape
         packed = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 4 * channels)
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(batch)
@@ -90,8 +100,8 @@ class FluxPolicy:
             hidden_states=packed.to(dtype),
             timestep=sigma.to(dtype),
             guidance=torch.full((batch,), self.guidance, device=x.device) if self.config.guidance_embeds else None,
-            pooled_projections=cond["pooled"],
-            encoder_hidden_states=cond["text"],
+            pooled_projections=cond["pooled"].to(dtype),
+            encoder_hidden_states=cond["text"].to(dtype),
             txt_ids=torch.zeros(cond["text"].shape[1], 3, device=x.device, dtype=dtype),
             img_ids=places,
             return_dict=False,

@@ -65,10 +65,11 @@ def checked(reward: Reward, name: str, pixels: Tensor, prompts: list[str]) -> Te
     if len(pixels) != len(prompts):
         raise RewardError(f"reward {name!r}: {len(pixels)} pictures for {len(prompts)} prompts")
     try:
-        values = reward(pixels, prompts)
-    except (ValueError, RuntimeError, TypeError, KeyError, IndexError, OSError) as error:
+        values = torch.as_tensor(reward(pixels, prompts), dtype=torch.float32, device=pixels.device)
+    except RewardError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
-    values = torch.as_tensor(values, dtype=torch.float32, device=pixels.device)
     if values.shape != (len(prompts),):
         raise RewardError(
             f"reward {name!r} returned shape {tuple(values.shape)} for {len(prompts)} pictures; it must be ({len(prompts)},)"

@@ -11,10 +11,9 @@ def centre_crop(pixels: Tensor, side: int, mean: tuple[float, ...], std: tuple[f
 
     pixels: (B, 3, H, W) in [0, 1]. Returns (B, 3, side, side).
     """
-    height, width = pixels.shape[-2:]
-    scale = side / min(height, width)
-    if scale != 1:
-        size = (round(height * scale), round(width * scale))
+    shortest = min(pixels.shape[-2:])
+    if shortest != side:
+        size = [n * side // shortest for n in pixels.shape[-2:]]
         pixels = interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
     top, left = ((n - side) // 2 for n in pixels.shape[-2:])
     pixels = pixels[..., top : top + side, left : left + side]

@@ -9,7 +9,7 @@ oracle, on clean drawings and on autoencoded ones, is measured by `error_rate` a
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -93,7 +93,7 @@ def diversity(scenes: list[Scene | None], prompt: str) -> float | None:
     None if the prompt leaves nothing open, or fewer than two pictures are recognised with the prompt's number of things.
     """
     description = parse(prompt)
-    seen = [s.attributes for s in scenes if s is not None and len(s.things) == len(description.things)]
+    seen = [_as_said(description, s).attributes for s in scenes if s is not None and len(s.things) == len(description.things)]
     open_names = [name for name, value in description.attributes.items() if value is None]
     if not open_names or len(seen) < 2:
         return None
@@ -104,6 +104,12 @@ def diversity(scenes: list[Scene | None], prompt: str) -> float | None:
         possible = 2 if name == "relation" else len(VALUES[name.split()[0]])
         ratios.append((1 - same) / (1 - 1 / possible))
     return sum(ratios) / len(ratios)
+
+
+def _as_said(description: Scene, scene: Scene) -> Scene:
+    """The scene with its things in the order of a description that leaves the relation open, where only the other order fits it."""
+    as_ordered = says(replace(description, relation=scene.relation), scene)
+    return scene if as_ordered or not says(description, scene) else replace(scene, things=scene.things[::-1])
 
 
 def group_diversity(pictures: Tensor, prompts: list[str]) -> Tensor:

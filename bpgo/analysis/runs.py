@@ -1,0 +1,85 @@
+"""Run folders as tidy arrays: learning curves over seeds, scores by level of ambiguity, contrasts with t intervals.
+
+Arrays keep seeds first and prompts last. A prompt's score is the mean over its samples; what is not defined is NaN and left out of means.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import t as student
+
+from ..files import resolve
+from ..trainer import read_log
+
+
+class Run(NamedTuple):
+    """The rows of a run's metrics.jsonl, timing.jsonl (one an iteration) and evaluations.jsonl."""
+
+    metrics: list[dict]
+    timing: list[dict]
+    evaluations: list[dict]
+
+
+def read_run(folder: str | Path) -> Run:
+    """The logs of one run folder. Raises FileNotFoundError where it holds no run."""
+    return Run(*(read_log(Path(folder) / f"{name}.jsonl") for name in Run._fields))
+
+
+def curve(runs: Sequence[Run], log: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Iterations (T,) that all runs logged, and values (seeds, T) of one number there. log: a field of Run."""
+    rows = [{row["iteration"]: row[name] for row in getattr(run, log)} for run in runs]
+    shared = sorted(set.intersection(*(set(row) for row in rows)))
+    return np.array(shared), np.array([[row[i] for i in shared] for row in rows], dtype=float)
+
+
+def scores(runs: Sequence[Run], which: int = -1) -> dict[str, np.ndarray]:
+    """{metric: (seeds, P)} of one evaluation: 0 is the one before training, -1 the last."""
+    tables = [run.evaluations[which]["scores"] for run in runs]
+    return {name: mean(np.array([table[name] for table in tables], dtype=float)) for name in tables[0]}
+
+
+def prompt_facts(file: str, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    """{"level", "bits"}: (P,) of these prompts as their JSON-lines file grades them, NaN where it does not."""
+    place = resolve(file)
+    lines = place.read_text().splitlines() if place.suffix == ".jsonl" else []
+    rows = {row["prompt"]: row for row in map(json.loads, filter(str.strip, lines))}
+    return {name: np.array([rows.get(p, {}).get(name, np.nan) for p in prompts], dtype=float) for name in ("level", "bits")}
+
+
+def by_level(values: np.ndarray, level: np.ndarray, parts: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Levels (L,), rounded to 1 / parts; means (..., L) over the prompts of each, of values (..., P); and how many prompts, (L,)."""
+    rounded = np.round(level * parts) / parts
+    levels, count = np.unique(rounded[~np.isnan(rounded)], return_counts=True)
+    return levels, np.stack([mean(values[..., rounded == at]) for at in levels], -1), count
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is defined, NaN where nothing is."""
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, values, 0.0).sum(-1) / defined.sum(-1)
+
+
+def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the first axis of values (n, ...) and the half width of its 95 % t interval, NaN for n = 1."""
+    n, middle = len(values), mean(np.moveaxis(values, 0, -1))
+    if n < 2:
+        return middle, np.full_like(middle, np.nan)
+    return middle, student.ppf(0.975, n - 1) * values.std(0, ddof=1) / np.sqrt(n)
+
+
+def contrast(after: np.ndarray, before: np.ndarray) -> tuple[float, float]:
+    """Mean of after - before, (seeds, P) or (1, P), paired, and the half width of its 95 % t interval.
+
+    With several seeds the interval is over seeds: would another training say so too? With one it is over prompts, and says only
+    whether other prompts would; what another seed would say stays open.
+    """
+    difference = after - before
+    units = mean(difference) if len(difference) > 1 else difference[0]
+    middle, half = t_interval(units[~np.isnan(units)])
+    return float(middle), float(half)

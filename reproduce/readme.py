@@ -1,0 +1,60 @@
+"""Put the committed results into the README: `python reproduce/readme.py` (`--check`: exit code 1 if it is out of date).
+
+The picture, the table of the profile `foundations` and the timing ratios stand between marks; all else is left alone.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from bpgo.files import write_atomic
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = "reproduce/results/foundations"
+SEED = "text_to_image-seed0"
+
+
+def picture(root):
+    """The samples before and after training that notebook 02 left for the first seed."""
+    alt = "Rows of pictures for prompts of rising ambiguity, before training and after each of the four objectives"
+    return f"![{alt}]({RESULTS}/{SEED}/samples.png)\n\n*Same noise, same start: the shipped tiny FLUX before and after 100 iterations (seed 0).*"
+
+
+def results(root):
+    """The table over seeds, its chart, and what an iteration costs."""
+    table = (root / RESULTS / "table.md").read_text().strip()
+    bench = (root / RESULTS / "bench.txt").read_text().strip()
+    return (
+        f"100 iterations of 8 prompts x 12 samples on the tiny FLUX, seeds 0, 1, 2, from the same start. {table}\n\n"
+        f"What an iteration costs (`python -m bpgo bench`, committed as `{RESULTS}/bench.txt`):\n\n```\n{bench}\n```"
+    )
+
+
+def filled(text, root):
+    """The README with what stands between its marks made anew."""
+    for mark, make in {"picture": picture, "results": results}.items():
+        start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+        pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md has no place for the {mark}: {start} ... {end}")
+        made = f"{start}\n{make(root)}\n{end}"
+        text = pattern.sub(lambda _, made=made: made, text)
+    return text
+
+
+def main(words=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the README is out of date")
+    options = parser.parse_args(words)
+    readme = ROOT / "README.md"
+    old = readme.read_text()
+    new = filled(old, ROOT)
+    if options.check:
+        return int(old != new)
+    write_atomic(readme, new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
