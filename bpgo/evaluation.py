@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +51,10 @@ def evaluate(
     policy, prompts: list[str], metrics: dict[str, Metric], samples: int, steps: int, shift: float, micro_batch: int | None = None
 ) -> Scores:
     """Sample S pictures of each prompt by the ODE and measure them. Metrics get flat rows, the samples of a prompt together."""
-    seeds = [seed_of("evaluation", prompt, j) for prompt in prompts for j in range(samples)]
+    seeds, drawn = [], Counter()
+    for prompt in (p for p in prompts for _ in range(samples)):
+        seeds.append(seed_of("evaluation", prompt, drawn[prompt]))
+        drawn[prompt] += 1
     flat = [prompt for prompt in prompts for _ in range(samples)]
     noise = row_noise(seeds, policy.latent_shape(), 1, policy.device)[0]
     cond = select(encode_each(policy, prompts), slice(0, len(flat)), samples)

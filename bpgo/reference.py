@@ -34,7 +34,7 @@ def reference_rewards(config: Config, policy, reward: Reward, prompts: list[str]
     Kept in $BPGO_CACHE (or ~/.cache/bpgo) under a fingerprint of weights, reward, prompts and sampling; found there, nothing is sampled.
     The reward and the decoder have no weights of their own here: what they make of noise stands for them.
     """
-    settings = to_dict(config)
+    prompts, settings = sorted(set(prompts)), to_dict(config)
     probe = reward(policy.decode(row_noise([0, 1], policy.latent_shape(), 1, policy.device)[0]), [prompts[0], prompts[-1]])
     identity = [settings[k] for k in ("generator", "reward", "sampling")]
     identity += [config.prior.samples, config.evaluation.steps, prompts, weights_fingerprint(policy.modules), probe.tolist()]

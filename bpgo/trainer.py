@@ -56,10 +56,10 @@ class Trainer:
         progress: bool = True,
     ):
         self.config, self.output, self.progress = config, Path(output), progress
-        self.prompts = sorted(set(read_prompts(config.prompts) if prompts is None else prompts))
+        self.prompts = read_prompts(config.prompts) if prompts is None else list(prompts)
         self.evaluation_prompts = read_prompts(config.evaluation.prompts) if config.evaluation.prompts else self.prompts
         if len(self.prompts) < config.groups:
-            raise ValueError(f"groups={config.groups} different prompts an iteration, but there are only {len(self.prompts)}")
+            raise ValueError(f"groups={config.groups} prompts an iteration, but there are only {len(self.prompts)}")
         self._open_output()
         tracker = None if config.tracker == "none" else config.tracker
         self.accelerator = Accelerator(mixed_precision=config.precision, log_with=tracker, project_dir=self.output)

@@ -36,6 +36,7 @@ def update_policy(
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     logged, norms, drift = [], [], []
     for parts in batches:
+        optimiser.zero_grad(set_to_none=True)  # what an interrupted update may have left
         rows = sum(part.stop - part.start for part in parts)
         for part in parts:
             chosen = select(cond, part, group_size)

@@ -222,7 +222,7 @@ if interactive:
 # A large `kappa` drives weights to `1 ± alpha`; a large `lam` drowns the step in the slope, and CRT adds little but size.
 #
 # ## Exercises
-# 1. In `group_advantages`, leave out the division, as Dr. GRPO proposes. What becomes of the noisy groups?
+# 1. In `group_advantages`, leave out the division, as Dr. GRPO proposes. What becomes of the noisy groups? (The comparison with the package will rightly fail.)
 #
 # <details><summary>Solution</summary>
 #

@@ -49,7 +49,7 @@ import transformers
 
 from bpgo.analysis import plots, runs
 from bpgo.config import read_config
-from bpgo.objective import group_advantages, k_from_kappa, ras_weights
+from bpgo.objective import group_advantages
 from bpgo.shapes.oracle import METRICS
 from bpgo.trainer import Trainer
 
@@ -74,14 +74,15 @@ facts = runs.prompt_facts(config.evaluation.prompts or config.prompts, prompts)
 order = np.argsort(-facts["level"], kind="stable")  # from clear to ambiguous
 rewards = before.scores["reward"]  # (prompts, samples)
 advantages = group_advantages(rewards)
-shown = [order[0], order[-1]]
+clear = max(order[: len(order) // 4], key=lambda i: rewards[i].std())  # the one whose rewards differ most
+shown = [clear, order[-1]]
 figure = plots.show_pictures([before.pixels[i] for i in shown], [prompts[i] for i in shown], 1.1)
 for ax, r, a in zip(figure.axes, rewards[shown].flatten(), advantages[shown].flatten(), strict=True):
     ax.set_xlabel(f"R {r:.2f}   A {a:+.1f}", fontsize=8)
 plt.show()
 
 # %% [markdown]
-# Training pushes pictures with a positive advantage up and the others down, as hard in the lower row as in the upper, though every picture of the lower row may be right.
+# Training makes pictures with a positive advantage more likely and the others less. It pushes as hard in the lower row as in the upper, though below any picture may be right.
 #
 # ## Train
 # Each iteration draws 8 prompts and 12 pictures of each by a stochastic sampler, scores them, and takes two small steps along equation 5. Everything lies in one folder a run: a killed notebook goes on from there if `output` is given.
@@ -123,8 +124,9 @@ def compare(indices):
     plt.show()
 
 
+_, one_each = np.unique(-np.round(4 * facts["level"]), return_index=True)  # the first prompt of each level
 if not interactive:
-    compare([order[i] for i in np.linspace(0, len(order) - 1, 6).round().astype(int)])
+    compare([clear, *(one_each[1:] if len(one_each) > 1 else order[1:5])])
 
 # %% [markdown]
 # `R` is the mean reward of the four pictures, `right` the share that shows all its prompt says. For a slider through all prompts, set `interactive = True`.
@@ -174,37 +176,44 @@ else:
     for ax, metric in zip(axes, panels, strict=True):
         levels, (mean,), count = runs.by_level(first[metric], facts["level"])
         ax.plot(levels, mean, color="0.6", linewidth=4, label="before")
-        after = {name: runs.by_level(scores[metric], facts["level"])[1].mean(0) for name, scores in parts.items()}
-        plots.plot_methods(ax, levels, after)
-        plots.labelled(ax, f"{NAMES[metric]} by level of ambiguity", "share of attributes named (prompts)", "no unit")
+        after = {name: runs.t_interval(runs.by_level(scores[metric], facts["level"])[1]) for name, scores in parts.items()}
+        bands = {name: (m - half, m + half) for name, (m, half) in after.items()} if len(seeds) > 1 else None
+        plots.plot_methods(ax, levels, {name: m for name, (m, _) in after.items()}, bands)
+        unit = {"accuracy": "share of pictures", "diversity": "1 = as in the world"}.get(metric, "no unit")
+        plots.labelled(ax, f"{NAMES[metric]} by level", "level: share of attributes named (prompts)", unit)
         ax.set_xticks(levels, [f"{at:g}\n({n})" for at, n in zip(levels, count, strict=True)])
     plt.show()
 
 # %% [markdown]
 # ## Whom does RAS trust?
-# Equation 2 weighs a group by its mean reward against the prior, here a running mean. On the left the weights that training used: the line is the mean of 8 groups, the band their range. On the right the weight of each evaluation prompt, from the untrained model's rewards, with their own mean as prior.
+# Equation 2 weighs a group by its mean reward against the prior, here a running mean. On the left the weights of training: the line is the mean over groups, the band their range. On the right the weight of each evaluation prompt before training, with the mean of all rewards as prior; the darker, the more of its pictures are right.
 #
-# **Before you look:** a CLIP-type reward is a cosine of text and picture. Does a vague caption get a high or a low one?
+# **Before you look:** RAS is meant to trust clear prompts. Will its weight follow the level, or something else?
 
 # %%
+from scipy.stats import spearmanr
+
+from bpgo.objective import k_from_kappa, ras_weights
+
 o = config.objective
 k = o.k if o.k is not None else k_from_kappa(1.0 if o.kappa is None else o.kappa, rewards)
-weights = ras_weights(rewards, rewards.mean(), o.alpha, k)
+weights = ras_weights(rewards, rewards.mean(), o.alpha, k).numpy()
 figure, [[left, right]] = plots.new_figure(1, 2, (9, 3.3))
-weighted = [name for name in objectives if name in ("ras", "bpgo", "bgpo")]
-low, middle, high = ({name: runs.curve(results[name], "metrics", f"weight_{part}")[1].mean(0) for name in weighted}
-                     for part in ("min", "mean", "max"))  # fmt: skip
-if weighted:
-    steps = runs.curve(results[weighted[0]], "metrics", "weight_mean")[0]
-    plots.plot_methods(left, steps, middle, {name: (low[name], high[name]) for name in weighted})
+for name in (name for name in objectives if name in ("ras", "bpgo", "bgpo")):
+    steps = runs.curve(results[name], "metrics", "weight_mean")[0]
+    low, mean, high = (runs.curve(results[name], "metrics", f"weight_{part}")[1].mean(0) for part in ("min", "mean", "max"))
+    plots.plot_methods(left, steps, {name: mean}, {name: (low, high)})
 plots.labelled(left, "weights in training: mean and range", "iteration", "weight w of a group")
-right.scatter(facts["level"], weights, c="white", edgecolors="black", s=26)
-plots.labelled(right, "weights of the evaluation prompts", "share of attributes named", "weight w of a group")
+others = {"level": facts["level"]} | ({"accuracy": first["accuracy"][0]} if "accuracy" in first else {})
+right.scatter(facts["level"], weights, c=others.get("accuracy"), cmap="gray_r", vmin=0, vmax=1, edgecolors="black", s=30)
+plots.labelled(right, "weights of the evaluation prompts", "level: share of attributes named", "weight w of a group")
 right.axhline(1, color="0.4", ls="--", lw=1)
 plt.show()
+for name, values in others.items():
+    print(f"rank correlation of the weight with {name}: {spearmanr(weights, values).statistic:+.2f}")
 
 # %% [markdown]
-# RAS turns vague prompts down because a cosine with few words is low. Here that is what it is for; it is also an accident of this reward. Clear prompts that the model gets *wrong* have low rewards too, and are turned down with them.
+# A prompt is trusted for a high mean reward, whatever its cause. Vague prompts have middling rewards, since most pictures fit them a little; the prompts turned down hardest are clear ones that the model draws *wrong*. So on this reward the weight says what the model can do already, more than how far the reward can be believed.
 #
 # ## What is it worth?
 # Each line below is a paired difference on the same prompts and noise, with its 95 % t interval.

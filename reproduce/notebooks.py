@@ -4,7 +4,8 @@
     python reproduce/notebooks.py run NAME OUTPUT.ipynb [-p key=value]  execute a copy with other parameters
     python reproduce/notebooks.py check [NAME ...]                      is each .ipynb built from its .py?
 
-Exit code 0: done; 1: a notebook failed or differs from its source; 2: the request was wrong, nothing was run.
+Exit code 0: done; 1: a notebook failed or differs from its source; 2: the request was wrong, nothing was run;
+130: interrupted.
 """
 
 import argparse
@@ -247,6 +248,9 @@ def main(arguments=None):
     except RequestError as error:
         print(f"notebooks.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("notebooks.py: interrupted", file=sys.stderr)
+        return 130
 
 
 def _assignment(text):

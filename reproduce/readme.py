@@ -18,7 +18,8 @@ SEED = "text_to_image-seed0"
 def picture(root):
     """The samples before and after training that notebook 02 left for the first seed."""
     alt = "Rows of pictures for prompts of rising ambiguity, before training and after each of the four objectives"
-    return f"![{alt}]({RESULTS}/{SEED}/samples.png)\n\n*Same noise, same start: the shipped tiny FLUX before and after 100 iterations (seed 0).*"
+    caption = "Same noise, same start: the shipped tiny FLUX before and after 100 iterations (seed 0)."
+    return f"![{alt}]({RESULTS}/{SEED}/samples.png)\n\n*{caption}*"
 
 
 def results(root):

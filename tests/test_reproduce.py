@@ -114,7 +114,8 @@ def test_a_killed_study_goes_on_where_it_was(root, start):
     (root / "wait1").unlink()
     code, out, err = end(start())
     assert code == 0, err
-    assert sorted(ran(root)) == ["0", "1", "1", "2"]
+    times = [ran(root).count(seed) for seed in "012"]
+    assert times[1] == 2 and min(times) == 1  # the kill may come before Snakemake has noted the last to finish
     assert set((root / "ran").read_text().split()[1::2]) == {"1"}  # threads a job
     assert "t2i" in out and "bpgo" in out
 

@@ -130,19 +130,22 @@ def _entropy(weights) -> float:
     return -sum(w / total * math.log2(w / total) for w in weights if w) + 0.0
 
 
-def graded_prompts(n: int, seed: int, pairs: float = 0.2, specified: float = 0.5) -> list[dict]:
+def graded_prompts(n: int, seed: int, pairs: float = 0.1, specified: float = 0.5) -> list[dict]:
     """n prompts of graded ambiguity, as rows {prompt, level, bits, kind}.
 
-    A share `pairs` speaks of two things; a share `specified` leaves nothing open, the rest leaves out a uniformly drawn
-    number of attributes (at least one). `level` is the share of attributes named, in [0, 1]; `bits` is `prompt_bits`.
+    Exact shares, to rounding: `pairs` speak of two things; of these and of the others, `specified` leave nothing open and the
+    rest leave out a uniformly drawn number of attributes, at least one. `level` is the share of attributes named, in
+    [0, 1]; `bits` is `prompt_bits`.
     """
     rng = random.Random(seed)
     rows = []
-    for _ in range(n):
-        scene = rng.choice(all_scenes(2 if rng.random() < pairs else 1))
-        names = [name for name, value in scene.attributes.items() if value is not None]
-        dropped = 0 if rng.random() < specified else rng.randint(1, len(names))
-        caption = sample_wording(leave_out(scene, set(rng.sample(names, dropped))), rng)
-        rows.append({"prompt": caption, "level": round(1 - dropped / len(names), 3),
-                     "bits": round(prompt_bits(caption), 4), "kind": "pair" if len(scene.things) == 2 else "single"})  # fmt: skip
+    for things, count in ((2, round(n * pairs)), (1, n - round(n * pairs))):
+        for i in range(count):
+            scene = rng.choice(all_scenes(things))
+            names = [name for name, value in scene.attributes.items() if value is not None]
+            dropped = 0 if i < round(count * specified) else rng.randint(1, len(names))
+            caption = sample_wording(leave_out(scene, set(rng.sample(names, dropped))), rng)
+            rows.append({"prompt": caption, "level": round(1 - dropped / len(names), 3),
+                         "bits": round(prompt_bits(caption), 4), "kind": "pair" if things == 2 else "single"})  # fmt: skip
+    rng.shuffle(rows)
     return rows

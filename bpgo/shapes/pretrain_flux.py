@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,16 +16,27 @@ from ..rollout import integrate
 from ..sde import sigma_grid
 from . import oracle, tiny
 from .captions import sample_caption, sample_wording
-from .fit import SEEDS, batches, card, optimise, roundtrip, store
+from .fit import SEEDS, batches, card, optimise, roundtrip, steps, store
 from .scenes import Scene, all_scenes, sample_pictures, sample_scenes
 
 WRONG = 0.15
 GUIDANCE = 3.5  # FluxPipeline's default: the guidance embedding is trained at this one value
-BATCH = {"flux": 128, "refine": 64}
-RATE = {"flux": 1.5e-3, "refine": 7e-4}  # peak learning rate
 
 
-def train_autoencoder(output: Path, steps: int) -> None:
+class Pass(NamedTuple):
+    """One pass of training: steps, pictures a step, peak learning rate, and how far sigma leans to noise (1: even)."""
+
+    steps: int
+    batch: int
+    rate: float
+    shift: float
+
+
+# The last leans to high noise, where the words decide and not yet the picture.
+PASSES = (Pass(2500, 128, 1.5e-3, 1.0), Pass(4000, 64, 7e-4, 1.0), Pass(4000, 64, 3.5e-4, 1.0), Pass(2500, 64, 7e-4, 3.0))
+
+
+def train_autoencoder(output: Path, scale: float) -> None:
     """AutoencoderKL on pictures: absolute plus squared error, a light KL term; latents then scaled to unit variance."""
     generator = torch.Generator().manual_seed(SEEDS["autoencoder"])
     pictures = sample_pictures(sample_scenes(12000, generator, pairs=0.4), generator)
@@ -37,7 +49,7 @@ def train_autoencoder(output: Path, steps: int) -> None:
         error = vae.decode(posterior.sample()).sample - x
         return error.abs().mean() + error.square().mean() + 1e-5 * posterior.kl().mean()
 
-    optimise(list(vae.parameters()), steps, 2e-3, loss, "autoencoder")
+    optimise(list(vae.parameters()), steps("autoencoder", scale), 2e-3, loss, "autoencoder")
     vae.eval().requires_grad_(False).half().float()
     latents = torch.cat([vae.encode(x * 2 - 1).latent_dist.mode() for x in pictures[:2048].split(128)])
     vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
@@ -68,51 +80,58 @@ def mislabelled(scene: Scene, rng: random.Random) -> Scene:
     return Scene(tuple(type(t)(**f) for t, f in zip(scene.things, fields, strict=True)), relation)
 
 
-def train_flux(output: Path, steps: int) -> None:
+def train_flux(output: Path, scale: float) -> None:
     """A pipeline of random weights around the autoencoder, trained for a first time."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(output / "tiny-autoencoder", dtype=torch.float32)
-    fit_flux(tiny.flux_pipeline(vae), "flux", steps, output)
+    fit_flux(tiny.flux_pipeline(vae), output, 0, scale)
 
 
-def train_refine(output: Path, steps: int) -> None:
-    """The pipeline that `flux` left, trained for a second time, on other drawings."""
+def train_refine(output: Path, scale: float) -> None:
+    """The pipeline that is there, trained for the next of the PASSES, on other drawings."""
     from diffusers import FluxPipeline
 
-    fit_flux(FluxPipeline.from_pretrained(output / "tiny-flux", dtype=torch.float32), "refine", steps, output)
+    folder = output / "tiny-flux"
+    done = json.loads((folder / "card.json").read_text())["passes"]
+    if done == len(PASSES):
+        raise ValueError(f"{folder} has had all its {done} passes: start again with the stage flux")
+    fit_flux(FluxPipeline.from_pretrained(folder, dtype=torch.float32), output, done, scale)
 
 
-def fit_flux(pipeline, stage: str, steps: int, output: Path) -> None:
-    """Flow matching, `v = noise - data` at uniform sigma, transformer and both text encoders together."""
-    generator, rng = torch.Generator().manual_seed(SEEDS[stage]), random.Random(SEEDS[stage])
+def fit_flux(pipeline, output: Path, done: int, scale: float) -> None:
+    """Flow matching, `v = noise - data`, transformer and both text encoders together. done: passes before this one."""
+    now, seed = PASSES[done], SEEDS["flux"] + 4 * bool(done) + done
+    generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     policy = FluxPolicy(pipeline, height=32, width=32, guidance=GUIDANCE)
     vae, scenes = pipeline.vae, sample_scenes(24000, generator)
     with torch.no_grad():
         latents = torch.cat([vae.encode(x * 2 - 1).latent_dist.mode() for x in sample_pictures(scenes, generator).split(128)])
     latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
     captions = [[sample_caption(mislabelled(s, rng), rng) for _ in range(4)] for s in scenes]
-    index = batches(len(latents), BATCH[stage], generator)
+    index = batches(len(latents), now.batch, generator)
 
     def loss() -> Tensor:
         chosen = next(index)
         data = latents[chosen]
         noise = torch.randn(data.shape, generator=generator)
-        sigma = torch.rand(len(data), generator=generator)
+        u = torch.rand(len(data), generator=generator)
+        sigma = now.shift * u / (1 + (now.shift - 1) * u)
         cond = policy.embed([captions[i][rng.randrange(4)] for i in chosen.tolist()])
         s = sigma[:, None, None, None]
         return F.mse_loss(policy.velocity((1 - s) * data + s * noise, sigma, cond), noise - data)
 
     trained = [pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2]
-    optimise([p for m in trained for p in m.requires_grad_(True).parameters()], steps, RATE[stage], loss, stage)
+    parameters = [p for m in trained for p in m.requires_grad_(True).parameters()]
+    optimise(parameters, max(2, round(now.steps * scale)), now.rate, loss, f"flux, pass {done + 1}")
     for module in (*trained, vae):
         module.half().float()
     metrics = measure_generator(FluxPolicy(pipeline, height=32, width=32, guidance=GUIDANCE))
     print(json.dumps(metrics, indent=1))
-    data = f"24 000 drawings a stage with four captions each, every named attribute wrong with probability {WRONG}"
+    data = f"24 000 drawings a pass with four captions each, every named attribute wrong with probability {WRONG}"
     what = "FluxPipeline of the shapes world; call it with height=32, width=32, max_sequence_length=16."
-    command = "flux" if stage == "flux" else "flux refine"
-    facts = card(stage, what, data, metrics) | {"command": f"python -m bpgo pretrain autoencoder {command}"}
+    command = "python -m bpgo pretrain autoencoder flux" + " refine" * done
+    facts = card("flux", what, data, metrics) | {"command": command, "passes": done + 1, "steps": sum(p.steps for p in PASSES[: done + 1])}
     for module in (*trained, vae):
         module.half()
     store(output / "tiny-flux", pipeline.save_pretrained, facts)

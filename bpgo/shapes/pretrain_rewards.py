@@ -19,7 +19,7 @@ from ..rewards.preprocess import centre_crop
 from ..text import tokenize
 from . import tiny
 from .captions import parse, sample_caption
-from .fit import SEEDS, batches, card, optimise, roundtrip, store, write_card
+from .fit import SEEDS, batches, card, optimise, roundtrip, steps, store, write_card
 from .scenes import Scene, all_scenes, sample_pictures, sample_scenes, says
 
 
@@ -34,7 +34,7 @@ def reward_pictures(output: Path, n: int, generator: torch.Generator) -> tuple[l
     return scenes, (pictures + 0.02 * torch.randn(pictures.shape, generator=generator)).clamp(0, 1)
 
 
-def train_reward(output: Path, steps: int) -> None:
+def train_reward(output: Path, scale: float) -> None:
     """CLIPModel by contrast: each picture against the batch's captions, each caption against its pictures."""
     from transformers import CLIPImageProcessorPil
 
@@ -50,7 +50,7 @@ def train_reward(output: Path, steps: int) -> None:
         text = tokenizer([sample_caption(scenes[i], rng) for i in chosen.tolist()], padding="max_length", return_tensors="pt")
         return model(**text, pixel_values=pixels[chosen], return_loss=True).loss
 
-    optimise(list(model.parameters()), steps, 1.5e-3, loss, "reward")
+    optimise(list(model.parameters()), steps("reward", scale), 1.5e-3, loss, "reward")
     model.half().float().eval()
 
     def save(folder: Path) -> None:
@@ -62,7 +62,7 @@ def train_reward(output: Path, steps: int) -> None:
     finish_reward(output / "tiny-reward", "reward", "clip", save, what)
 
 
-def train_held_out(output: Path, steps: int) -> None:
+def train_held_out(output: Path, scale: float) -> None:
     """ImageReward by preference: for one caption, a picture that shows it against a near miss that does not."""
     generator, rng = torch.Generator().manual_seed(SEEDS["held_out"]), random.Random(SEEDS["held_out"])
 
@@ -89,7 +89,7 @@ def train_held_out(output: Path, steps: int) -> None:
         better, worse = score.chunk(2)
         return -F.logsigmoid(better - worse).mean() + 1e-3 * score.square().mean()
 
-    optimise(list(model.parameters()), steps, 1.5e-3, loss, "held_out")
+    optimise(list(model.parameters()), steps("held_out", scale), 1.5e-3, loss, "held_out")
     model.half().float().eval()
     with torch.no_grad():
         text = tokenize(tokenizer, [sample_caption(s, rng) for s in scenes[:1024]], tiny.TOKENS)
