@@ -127,6 +127,7 @@ class Trainer:
         optimiser = torch.optim.AdamW(
             self.parameters.values(), lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True
         )
+        torch.manual_seed(self.config.seed)  # for rewards and measures that draw
         *prepared, self.optimiser = self.accelerator.prepare(*modules.values(), optimiser)
         self.policy.modules = dict(zip(modules, prepared, strict=True))
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()} if o.ema_decay else {}
@@ -171,7 +172,7 @@ class Trainer:
 
         An error before the first update (a reward that fails, a disk that is full) saves the state as it was, then is raised.
         """
-        o, times = self.config.optimiser, [time.perf_counter()]
+        o, times, random_state = self.config.optimiser, [time.perf_counter()], torch.get_rng_state()
         try:
             prompts, plan, cond, rollout = self.collect()
             times.append(time.perf_counter())
@@ -182,6 +183,7 @@ class Trainer:
             times.append(time.perf_counter())
             advantages, metrics = self.weigh(prompts, rewards)
         except (RewardError, OSError, ValueError):
+            torch.set_rng_state(random_state)
             self.save_checkpoint()
             raise
         rows = list(self._micro_batches())

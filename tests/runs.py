@@ -46,27 +46,34 @@ def _main(arguments, log, disturbances):
 
 
 def reward(act=None, call=None):
-    """Make `reward.name=test` a CLIP reward that does `act(values)` at its call number `call`, evaluations counted too."""
+    """Make `reward.name=test` a CLIP reward with a little noise of torch's own generator, so that its state counts too.
+
+    At its call number `call`, evaluations counted, it does `act(values)`.
+    """
+    import torch
+
     from bpgo.rewards import REWARDS, clip
 
     def load(path):
         model, score = clip.load(path)
         calls = itertools.count(1)
-        return model, lambda pixels, prompts: (act if next(calls) == call else as_it_is)(score(pixels, prompts))
+
+        def noisy(pixels, prompts):
+            values = score(pixels, prompts) + 1e-3 * torch.rand(len(prompts))
+            return act(values) if next(calls) == call else values
+
+        return model, noisy
 
     REWARDS["test"] = (load, None)
-
-
-def as_it_is(values):
-    return values
 
 
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def before(owner, name, part):
-    """Kill the process just before owner.name is called on a path (or a file descriptor) with `part` in it."""
+def before(name, part):
+    """Kill the process just before os.fsync or Path.rename is called on what has `part` in its path."""
+    owner = {"fsync": os, "rename": Path}[name]
     original = getattr(owner, name)
 
     def call(first, *arguments, **named):

@@ -36,6 +36,6 @@ def write_prompts(output: Path, _: float) -> None:
     """The graded prompts that the tiny presets train on and evaluate on: JSON lines {prompt, level, bits, kind}."""
     folder = output / "prompts"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, n, seed in (("train", 1024, SEEDS["prompts"]), ("evaluation", 96, SEEDS["prompts"] + 1)):
-        rows = graded_prompts(n, seed)
+    for name, n, seed, specified in (("train", 1024, SEEDS["prompts"], 0.75), ("evaluation", 96, SEEDS["prompts"] + 1, 0.5)):
+        rows = graded_prompts(n, seed, specified=specified)
         write_atomic(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
