@@ -67,7 +67,7 @@ class Sampling:
     """Shift of the sigma grid, applied once; 1 is an even grid."""
     schedule: Literal["flow-grpo", "dance-grpo", "cps"] = "dance-grpo"
     """How much noise a step adds."""
-    noise_level: NonNegative = 0.3
+    noise_level: Positive = 0.3
     """a of Flow-GRPO and CPS, eta of DanceGRPO."""
     trained_share: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Share of the noisy steps that each iteration trains, drawn at random."""

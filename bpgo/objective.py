@@ -24,7 +24,8 @@ def group_advantages(rewards: Tensor, eps: float = 1e-8) -> Tensor:
     """
     rewards = check_rewards(rewards)
     centred = rewards - rewards.mean(1, keepdim=True)
-    advantages = centred / (rewards.std(1, keepdim=True) + eps)
+    centred = centred - centred.mean(1, keepdim=True)  # the first mean is rounded, which matters where rewards differ by their last digits
+    advantages = centred / (centred.std(1, keepdim=True) + eps)
     return torch.where(_flat(rewards)[:, None], torch.zeros_like(advantages), advantages)
 
 
@@ -54,6 +55,8 @@ def crt_rewards(rewards: Tensor, prior: Tensor | float, lam: float = 1.0) -> Ten
 def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
     """max(-A r, -A clip(r, 1 - c, 1 + c)) with r = exp(log_ratio), same shape as log_ratio (PPO, arXiv 1707.06347)."""
     _check_range("clip_range", clip_range, 0, math.inf)
+    if advantages.shape != log_ratio.shape[log_ratio.ndim - advantages.ndim :]:
+        raise ValueError(f"advantages {tuple(advantages.shape)} do not fit log-ratios {tuple(log_ratio.shape)}")
     ratio = log_ratio.exp()
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
 
@@ -63,8 +66,10 @@ def k_from_kappa(kappa: float, rewards: Tensor) -> float:
 
     So one kappa is the same method on every reward scale. 0 if all rewards are equal (every weight is then 1).
     """
-    spread = float(check_rewards(rewards).std())
-    return kappa / spread if spread > 0 else 0.0
+    rewards = check_rewards(rewards)
+    if rewards.max() == rewards.min():
+        return 0.0
+    return kappa / float(rewards.std())
 
 
 # ------------------------------------------------------------------------------------------------------- the objectives
@@ -208,7 +213,8 @@ def check_prior(prior: Tensor | float, rewards: Tensor) -> Tensor:
         n, g = rewards.shape
         raise ValueError(f"the prior must be a number, ({n},) or ({n}, {g}), not {tuple(prior.shape)}")
     if not prior.isfinite().all():
-        raise ValueError(f"the prior is not finite: {prior.flatten()[~prior.flatten().isfinite()][0].item()}")
+        index = tuple((~prior.isfinite()).nonzero()[0].tolist())
+        raise ValueError(f"prior{list(index) or ''} is {prior[index].item()}: it must be finite")
     return prior if prior.ndim == 2 else prior.expand(len(rewards))[:, None]
 
 

@@ -96,6 +96,10 @@ def sample_groups(
     seeds: N * G seeds of the noise; start_seeds: other seeds for the initial noise alone (equal in a group: shared initial noise).
     """
     rows, draws = len(seeds), 1 + sum(s > 0 for s in plan.noise)
+    expected = len(next(iter(cond.values()))) * group_size
+    for name, given in (("seeds", seeds), ("start_seeds", start_seeds)):
+        if given is not None and len(given) != expected:
+            raise ValueError(f"{len(given)} {name} for {expected} trajectories: give group_size={group_size} for each prompt")
     kept: list[list[Tensor]] = []
     for part in micro_batches(rows, micro_batch):
         chosen = select(cond, part, group_size)

@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
 def sigma_grid(steps: int, shift: float = 1.0) -> Tensor:
     """(steps + 1,) float32 levels from 1 to 0, shifted once: sigma -> shift sigma / (1 + (shift - 1) sigma) (arXiv 2403.03206, eq. 23)."""
-    if steps < 1 or not shift > 0:
+    if steps < 1 or not 0 < shift < math.inf:
         raise ValueError(f"a sigma grid needs steps >= 1 and shift > 0, not steps={steps}, shift={shift}")
     even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     return (shift * even / (1 + (shift - 1) * even)).float()
@@ -77,15 +77,16 @@ def _check(sigma: float, sigma_next: float, noise_std: float) -> tuple[float, fl
     sigma, sigma_next = float(sigma), float(sigma_next)
     if not 0 <= sigma_next < sigma <= 1:
         raise ValueError(f"a step goes down: 0 <= sigma_next < sigma <= 1, not sigma={sigma}, sigma_next={sigma_next}")
-    if not noise_std >= 0:
-        raise ValueError(f"noise_std must be at least 0, not {noise_std}")
+    if not 0 <= noise_std < math.inf:
+        raise ValueError(f"noise_std must be in [0, inf), not {noise_std}")
     return sigma, sigma_next, sigma_next - sigma
 
 
 def _gaussian(x, velocity, sigma, dt, correction, std, noise, x_next) -> Step:
     """N(x + v dt + correction e, std^2): a draw, or the log-probability of x_next."""
-    if velocity.shape != x.shape or (x_next is not None and x_next.shape != x.shape):
-        raise ValueError(f"x {tuple(x.shape)}, velocity {tuple(velocity.shape)} and x_next must have one shape")
+    for name, tensor in (("velocity", velocity), ("noise", noise), ("x_next", x_next)):
+        if tensor is not None and tensor.shape != x.shape:
+            raise ValueError(f"{name} {tuple(tensor.shape)} must have the shape of x {tuple(x.shape)}")
     mean = x + velocity * dt
     if correction:
         mean = mean + correction * (x + (1 - sigma) * velocity)
@@ -113,7 +114,7 @@ def dance_grpo_noise(sigmas: Tensor, level: float) -> list[float]:
 
 def cps_noise(sigmas: Tensor, level: float) -> list[float]:
     """s = sigma' sin(level pi / 2), level in [0, 1]."""
-    if level > 1:
+    if not 0 <= level <= 1:
         raise ValueError(f"CPS noise has a level in [0, 1], not {level}")
     return [s * math.sin(level * math.pi / 2) for s in sigmas[1:].tolist()]
 
