@@ -75,8 +75,10 @@ def _bench(options) -> int:
 
 
 def _settings(options) -> int:
-    for name, meaning in flatten(Config).items():
-        print(f"{name:32}{meaning}")
+    meanings = flatten(Config)
+    width = max(map(len, meanings)) + 2
+    for name, meaning in meanings.items():
+        print(f"{name:{width}}{meaning}")
     return 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 PRESETS = Path(__file__).parent.parent / "reproduce" / "presets"
@@ -107,7 +107,7 @@ class Objective:
 class Prior:
     kind: Literal["running_mean", "constant", "sft", "sft_per_prompt"] = "running_mean"
     """sft: mean reward of the starting model's own samples, over all prompts or for each."""
-    value: float | None = None
+    value: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """The constant, in units of the reward."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Weight of the past in the running mean."""
@@ -176,12 +176,17 @@ class Config:
     """Samples a prompt, G."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of prompts, steps and noise."""
-    precision: Annotated[Literal["no", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)] = "no"
+    precision: Literal["no", "bf16"] = "no"
     """Autocast of the transformer."""
     checkpoint_every: Count = 25
     """Iterations between checkpoints."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Beside metrics.jsonl, which is always written."""
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value):
+        return "no" if value is False else value  # what YAML makes of it
 
     @model_validator(mode="after")
     def _updates_fit(self):

@@ -59,7 +59,7 @@ def plan(sigmas: Tensor, schedule: str, level: float, trained_share: float, wind
 
 
 def seed_of(*parts: object) -> int:
-    """A 63-bit seed from a hash of the parts, the same on every machine."""
+    """A seed from a hash of the parts, the same on every machine. (torch's CPU generator uses its low 32 bits.)"""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 

@@ -9,6 +9,9 @@ and differs only in how much predicted noise c it keeps and how much fresh noise
 
     Flow-GRPO (arXiv 2505.05470) and DanceGRPO (arXiv 2505.07818):  c = sigma' + s^2 dt / (2 sigma),   std = s sqrt(-dt)
     coefficient-preserving sampling (CPS, arXiv 2509.05952):        c = sqrt(sigma'^2 - s^2),          std = s
+
+The first keeps the flow's marginals as steps grow finer. CPS keeps the coefficients of data and noise, exactly so for one picture; at a
+fixed level its fresh noise does not shrink with the step, so it narrows the distribution however fine the grid (`tests/test_sde.py`).
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ def sde_step(
     """One Euler-Maruyama step of the SDE; noise_std is s above, in [0, inf). s = 0 is the Euler step of the ODE.
 
     x, velocity: (B, ...). noise: standard normal, drawn if None. x_next: evaluate its log-probability instead of making a new
-    draw. log_prob is the full Gaussian log density, averaged over all non-batch dimensions; 0 where std = 0 (no density).
+    draw; only so does log_prob carry a gradient into velocity (a draw moves with its mean). log_prob is the full Gaussian
+    log density, averaged over all non-batch dimensions; 0 where std = 0 (no density).
     """
     sigma, sigma_next, dt = _check(sigma, sigma_next, noise_std)
     return _gaussian(x, velocity, sigma, dt, noise_std**2 * dt / (2 * sigma), noise_std * math.sqrt(-dt), noise, x_next)

@@ -1,5 +1,8 @@
 # ---
 # jupyter:
+#   bpgo:
+#     smallest: {}
+#     quick: true
 #   jupytext:
 #     text_representation:
 #       extension: .py

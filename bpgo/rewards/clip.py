@@ -22,7 +22,10 @@ def load(path, logit_scale: bool = False):
     """
     from transformers import AutoTokenizer, CLIPModel
 
-    model = CLIPModel.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)
+    model, report = CLIPModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{path} holds no whole CLIPModel: {len(missing)} of its tensors are missing, such as {missing[0]}")
+    model.eval().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(path)
     side, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
     scale = model.logit_scale.exp() if logit_scale else 1.0

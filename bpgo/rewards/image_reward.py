@@ -47,7 +47,10 @@ def load(path: str | Path):
     from transformers import AutoTokenizer
 
     path = Path(path)
-    model = ImageReward(json.loads((path / "config.json").read_text()))
+    config = json.loads((path / "config.json").read_text())
+    if missing := {"vision", "text", "head", "max_length", "mean", "std"} - config.keys():
+        raise ValueError(f"{path} is no image_reward folder: its config.json lacks {', '.join(sorted(missing))}")
+    model = ImageReward(config)
     model.load_state_dict({k: v.float() for k, v in load_file(path / "model.safetensors").items()})
     model.eval().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(path)
