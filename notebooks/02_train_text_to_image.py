@@ -20,7 +20,7 @@
 
 # %% [markdown]
 # # 2. What does a text-to-image model learn from a reward, and what does it lose?
-# *About 4 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebook 1 first.*
+# *About 6 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebook 1 first.*
 #
 # We train one small FLUX pipeline four times, from the same weights, prompts and noise, with GRPO, RAS, CRT and BPGO. A reward model steers the training. Two judges do not: a second reward model, **held out**, and an **oracle** that reads a picture back and knows the truth.
 #
@@ -32,8 +32,8 @@
 preset: str = "t2i-tiny"  # settings file, or the name of one in reproduce/presets
 objectives: list = ["grpo", "ras", "crt", "bpgo"]  # any of these, and bgpo
 seeds: list = [0]  # one run of each objective for each
-iterations: int = 16  # rollouts followed by updates
-evaluate_every: int = 8  # iterations between evaluations
+iterations: int = 30  # rollouts followed by updates
+evaluate_every: int = 10  # iterations between evaluations
 checkpoint: str = ""  # pipeline to start from, a folder or hub id; empty, the preset's
 overrides: list = []  # more settings, written as for python -m bpgo train
 output: str = ""  # folder for the record and the runs; empty, a temporary one

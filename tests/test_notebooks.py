@@ -1,7 +1,7 @@
 """The notebooks: built from their sources, within the norms, and running.
 
-A script says in its header how it is tested: `smallest`, the parameters of its shortest run, and `quick: true`
-where it takes less than a minute as it stands; the others run only among the slow tests.
+A script says in its header how it is tested: `smallest`, the parameters of its shortest run, and `quick: true` where it
+takes less than a minute as it stands; as they stand, the others run only among the slow tests.
 
     # jupyter:
     #   bpgo:
@@ -32,11 +32,10 @@ def header(path):
     return notebooks.read(path).metadata.get("bpgo", {})
 
 
-def each(paths, quick_only=False):
-    """Parameters for `path`: quick notebooks run always, the others among the slow tests or not at all."""
-    chosen = [path for path in paths if header(path).get("quick") or not quick_only]
-    slow = [() if header(path).get("quick") else pytest.mark.slow for path in chosen]
-    return [pytest.param(path, id=path.stem, marks=mark) for path, mark in zip(chosen, slow, strict=True)]
+def each(paths):
+    """Parameters for `path`: quick notebooks run always, the others among the slow tests."""
+    slow = [() if header(path).get("quick") else pytest.mark.slow for path in paths]
+    return [pytest.param(path, id=path.stem, marks=mark) for path, mark in zip(paths, slow, strict=True)]
 
 
 def every(paths):
@@ -162,7 +161,7 @@ def run(name, output, *parameters, root=ROOT):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("path", each(SOURCES))
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_the_notebook_runs_at_its_smallest(path, tmp_path):
     smallest = [f"{key}={json.dumps(value)}" for key, value in header(path).get("smallest", {}).items()]
     done = run(path.stem, tmp_path / "out.ipynb", f"output={tmp_path}", *smallest)
@@ -179,7 +178,7 @@ def nbval(path):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("path", each(SOURCES, quick_only=True))
+@pytest.mark.parametrize("path", each(SOURCES))
 def test_the_built_numbers_come_again(path):
     done = nbval(path.with_suffix(".ipynb"))
     assert done.returncode == 0 and "PASSED" in done.stdout, done.stdout

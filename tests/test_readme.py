@@ -1,0 +1,28 @@
+"""The README: its results are the committed ones, its links lead somewhere, its commands exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import readme
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_its_results_are_the_committed_ones():
+    assert readme.filled(TEXT, ROOT) == TEXT, "out of date: run `python reproduce/readme.py`"
+
+
+def test_its_links_lead_to_files_of_the_repository():
+    targets = [t for t in re.findall(r"\]\(([^)#]+)\)", TEXT) if not t.startswith("http")]
+    assert targets and [t for t in targets if not (ROOT / t).exists()] == []
+
+
+def test_its_commands_exist():
+    verbs = set(re.findall(r"`?make (\w+)", TEXT))
+    assert verbs <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)), verbs
+    commands = set(re.findall(r"python -m bpgo (\w+)", TEXT))
+    known = subprocess.run([sys.executable, "-m", "bpgo", "--help"], capture_output=True, text=True, check=True).stdout
+    assert commands and all(command in known for command in commands), commands
