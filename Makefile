@@ -6,7 +6,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .PHONY: help test reproduce lab notebooks lint lock
 
-# PYTHON may also come from the environment; these are given on the command line (make test BOOTSTRAP=python3.12).
+# Given on the command line only (make test BOOTSTRAP=python3.12): variables of the environment are not read.
 BOOTSTRAP = python3
 ARGS =
 TORCH = $(shell sed -n 's/^torch==//p' requirements.lock)
@@ -15,12 +15,15 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 MINIMUM := $(shell sed -n 's/^requires-python = ">=\(.*\)"$$/\1/p' pyproject.toml)
 
-ifdef PYTHON
+ifeq ($(origin PYTHON),command line)
 # An environment of the user's own: nothing is installed, the package is taken from this folder.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 SETUP :=
 else
-PYTHON := $(VENV)/bin/python
+ifeq ($(origin PYTHON),environment)
+$(info note: PYTHON of the environment is not read; to use an environment of your own: make $(MAKECMDGOALS) PYTHON=$(PYTHON))
+endif
+override PYTHON := $(VENV)/bin/python
 SETUP := $(STAMP)
 endif
 
