@@ -95,7 +95,7 @@ class Trainer:
             (self.output / ".writable").unlink()
         except OSError as error:
             raise OSError(
-                f"cannot write to the output folder {self.output}: {error.strerror}. Choose another with output=..."
+                f"cannot write to the output folder {self.output}: {error.strerror}. Choose another"
             ) from error
         place = self.output / "config.json"
         if place.exists():

@@ -62,7 +62,7 @@ def test_clip_rewards_are_transformers_own_numbers(hugging_face, clip_folder, na
 @pytest.mark.parametrize("name", ["clip", "image_reward"])
 def test_a_reward_does_not_depend_on_its_batch(name, clip_folder, image_reward_folder):
     reward = load_reward(name, clip_folder if name == "clip" else image_reward_folder)
-    pixels, _ = pictures(32, 32)
+    pixels = pictures(32, 32)[0] * torch.tensor([0.1, 0.5, 1.0]).view(3, 1, 1, 1)
     together = reward(pixels, PROMPTS)
     alone = torch.cat([reward(pixels[i : i + 1], PROMPTS[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
@@ -198,9 +198,9 @@ def test_truncated_weights_are_refused_by_file(clip_folder, image_reward_folder,
 
 
 def test_the_folder_of_another_reward_is_refused(clip_folder, image_reward_folder):
-    with pytest.raises(ValueError, match="clip"):
+    with pytest.raises(ValueError, match=r"holds no whole CLIPModel: \d+ of its tensors are missing"):
         load_reward("clip", image_reward_folder)
-    with pytest.raises(ValueError, match="image_reward"):
+    with pytest.raises(ValueError, match=r"is no image_reward folder: its config\.json lacks head"):
         load_reward("image_reward", clip_folder)
 
 

@@ -22,7 +22,7 @@ from bpgo.shapes.captions import MENTION, VOCABULARY, WORDS, parse, prompt_bits,
 from bpgo.shapes.scenes import BACKGROUND, SIDE, VALUES, Scene, Thing, all_scenes, sample_pictures, sample_scenes, says
 
 EVERY = all_scenes(1) + all_scenes(2)
-examples = settings(max_examples=200, deadline=None, derandomize=True)
+examples = settings(max_examples=100, deadline=None, derandomize=True)
 
 
 def generator(seed=0):
@@ -87,8 +87,9 @@ def test_a_caption_parses_back_to_something_that_is_so_in_its_scene(scene, seed)
     description = parse(caption)
     assert says(description, scene)
     assert set(caption.split()) <= set(VOCABULARY)
-    assert prompt_bits(caption) <= math.log2(len(all_scenes(len(scene.things)))) + 1e-9
-    assert (None in description.attributes.values()) == (prompt_bits(caption) > 0)
+    bits = prompt_bits(caption)
+    assert 0 <= bits <= math.log2(len(all_scenes(len(scene.things)))) + 1e-9
+    assert (None in description.attributes.values()) == (bits > 0)
 
 
 @examples
@@ -192,17 +193,17 @@ def test_bits_that_can_be_said_by_heart():
 
 
 def test_graded_prompts_are_what_their_rows_say():
-    rows = captions.graded_prompts(200, seed=3)
-    assert len(rows) == 200
+    rows = captions.graded_prompts(100, seed=3)
+    assert len(rows) == 100
     for row in rows:
         description = parse(row["prompt"])
         values = list(description.attributes.values())
         assert row["level"] == round(1 - values.count(None) / len(values), 3)
         assert row["bits"] == round(prompt_bits(row["prompt"]), 4)
         assert row["kind"] == ("pair" if len(description.things) == 2 else "single")
-    assert rows == captions.graded_prompts(200, seed=3)
-    assert rows != captions.graded_prompts(200, seed=4)
-    assert sum(row["level"] == 1 for row in rows) == pytest.approx(100, abs=20)
+    assert rows == captions.graded_prompts(100, seed=3)
+    assert rows != captions.graded_prompts(100, seed=4)
+    assert sum(row["level"] == 1 for row in rows) == pytest.approx(50, abs=12)
 
 
 # ------------------------------------------------------------------------------------------------------------- the oracle

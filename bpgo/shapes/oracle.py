@@ -2,8 +2,9 @@
 
 The picture is compared with a bank of drawn ones (every thing, moved by whole pixels); the nearest names its attributes, and how far
 that nearest one is (root mean square over pixels) is the picture's distance to the world. A picture too far from
-any scene shows nothing: a reward cannot be gamed past the oracle with a blur or a pile of shapes. The error rate of the
-oracle, on clean drawings and on autoencoded ones, is measured by `error_rate` and stands in the checkpoints' cards.
+any scene, or nearer to the empty background, shows nothing: a reward cannot be gamed past the oracle with a blur or a pile of
+shapes. The error rate of the oracle, on clean drawings and on autoencoded ones, is measured by `error_rate` and stands in the
+checkpoints' cards.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .captions import parse
-from .scenes import PAIR_CENTRES, SIDE, VALUES, Scene, Thing, all_scenes, draw, says
+from .scenes import BACKGROUND, PAIR_CENTRES, SIDE, VALUES, Scene, Thing, all_scenes, draw, says
 
 RECOGNISED = 0.10  # RMS pixel distance beyond which a picture shows no scene; 99.9 % of autoencoded drawings are within 0.076
 SHIFTS = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 2)  # (9, 2) pixels
@@ -71,7 +72,9 @@ def read(pictures: Tensor) -> Reading:
             scenes[i] = Scene((LOOKS[a[i]], LOOKS[b[i]]), relation)
         squared = torch.minimum(squared, first + second)
     distance = (squared / pictures[0].numel()).sqrt()
-    return Reading([s if d <= RECOGNISED else None for s, d in zip(scenes, distance.tolist(), strict=True)], distance)
+    empty = (pictures - BACKGROUND).square().flatten(1).sum(1)
+    seen = (distance <= RECOGNISED) & (squared < empty)
+    return Reading([s if shown else None for s, shown in zip(scenes, seen.tolist(), strict=True)], distance)
 
 
 def accuracy(pictures: Tensor, prompts: list[str]) -> Tensor:
