@@ -16,11 +16,9 @@
 #     name: python3
 # ---
 
-# LEAD TO HELPER: I killed your build (CPU is needed until 08:55 for the reported runs). Do NOT rebuild or run anything; report now. I take over this file.
-
 # %% [markdown]
 # # 2. What does a text-to-image model learn from a reward, and what does it lose?
-# *About 6 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebook 1 first.*
+# *About 4 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebook 1 first.*
 #
 # We train one small FLUX pipeline four times, from the same weights, prompts and noise, with GRPO, RAS, CRT and BPGO. A reward model steers the training. Two judges do not: a second reward model, **held out**, and an **oracle** that reads a picture back and knows the truth.
 #
@@ -32,7 +30,7 @@
 preset: str = "t2i-tiny"  # settings file, or the name of one in reproduce/presets
 objectives: list = ["grpo", "ras", "crt", "bpgo"]  # any of these, and bgpo
 seeds: list = [0]  # one run of each objective for each
-iterations: int = 30  # rollouts followed by updates
+iterations: int = 20  # rollouts followed by updates
 evaluate_every: int = 10  # iterations between evaluations
 checkpoint: str = ""  # pipeline to start from, a folder or hub id; empty, the preset's
 overrides: list = []  # more settings, written as for python -m bpgo train
@@ -90,6 +88,12 @@ plt.show()
 # Each iteration draws 8 prompts and 12 pictures of each by a stochastic sampler, scores them, and takes two small steps along equation 5. Everything lies in one folder a run: a killed notebook goes on from there if `output` is given.
 
 # %%
+def keep(figure, name):  # show it, and leave it beside the record
+    if output:
+        figure.savefig(Path(output) / f"{name}.png", dpi=plots.DPI)
+    plt.show()
+
+
 folder = Path(output or scratch.name) / "runs"
 pictures, results = {}, {name: [] for name in objectives}
 for seed in seeds:
@@ -108,12 +112,6 @@ print(len(seeds) * len(objectives), "runs of", iterations, "iterations")
 # **Before you look:** the noise is the same in each row. Which rows should change: the clear ones, where the model errs, or the ambiguous ones, where it hardly can?
 
 # %%
-def keep(figure, name):  # show it, and leave it beside the record
-    if output:
-        figure.savefig(Path(output) / f"{name}.png", dpi=plots.DPI)
-    plt.show()
-
-
 def mosaic(pixels):  # the samples of a prompt in two rows, a white line between them
     framed = torch.nn.functional.pad(pixels, [2] * 4, value=1.0)
     return torch.cat([torch.cat(list(row), -1) for row in framed[: max(1, len(framed) // 2 * 2)].chunk(2)], -2)
