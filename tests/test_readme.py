@@ -21,7 +21,7 @@ def test_its_links_lead_to_files_of_the_repository():
 
 
 def test_its_commands_exist():
-    verbs = set(re.findall(r"`?make (\w+)", TEXT))
+    verbs = set(re.findall(r"(?:^|`)make (\w+)", TEXT, re.MULTILINE))
     assert verbs <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)), verbs
     commands = set(re.findall(r"python -m bpgo (\w+)", TEXT))
     known = subprocess.run([sys.executable, "-m", "bpgo", "--help"], capture_output=True, text=True, check=True).stdout
