@@ -17,6 +17,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -93,6 +94,17 @@ def _digest(paths):
     for path in (path for path in paths if path.is_file() and path.suffix != ".pyc"):
         digest.update(f"{path.as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def clear_stale(work):
+    """Delete the unfinished and finished training runs of other code: a job goes on only from runs of its own version."""
+    for job in work.values():
+        runs, now = Path(job["record"]).parent / "runs", json.dumps(code(job))
+        mark = runs / "code.json"
+        if runs.exists() and not (mark.exists() and mark.read_text() == now):
+            shutil.rmtree(runs)
+        runs.mkdir(parents=True, exist_ok=True)
+        write_atomic(mark, now)
 
 
 def snakemake(profile, lock):
@@ -190,6 +202,7 @@ def main(words=None):
         return 2
     with locked(Path("runs") / options.profile / ".lock") as lock:
         started = time.time()
+        clear_stale(work)
         ended = snakemake(options.profile, lock)
         failed, rows = failures(work, started), summary(work)
         if rows:

@@ -37,6 +37,12 @@ def curve(runs: Sequence[Run], log: str, name: str) -> tuple[np.ndarray, np.ndar
     return np.array(shared), np.array([[row[i] for i in shared] for row in rows], dtype=float)
 
 
+def smooth(steps: np.ndarray, values: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Running means of values (seeds, T) over `width` steps, at the last step of each: (T - width + 1,) and (seeds, T - width + 1)."""
+    windows = np.lib.stride_tricks.sliding_window_view(values, width, axis=-1)
+    return steps[width - 1 :], windows.mean(-1)
+
+
 def scores(runs: Sequence[Run], which: int = -1) -> dict[str, np.ndarray]:
     """{metric: (seeds, P)} of one evaluation: 0 is the one before training, -1 the last."""
     tables = [run.evaluations[which]["scores"] for run in runs]
