@@ -218,3 +218,19 @@ def test_the_table_has_means_and_t_intervals(tmp_path):
     assert head[:5] == ["experiment", "objective", "seeds", "reward", "held-out reward"]
     assert before[:5] == ["t2i", "before", "3", "2.000 ± 2.484", "-"]
     assert grpo[:5] == ["t2i", "grpo", "3", "4.000 ± 4.968", "0.500"]
+
+
+def test_training_runs_of_other_code_are_not_gone_on_with(root, monkeypatch):
+    monkeypatch.chdir(root)
+    work = reproduce.jobs("quick")
+    half = Path(next(iter(work.values()))["record"]).parent / "runs" / "grpo-0"
+    half.mkdir(parents=True)
+    reproduce.clear_stale(work)  # nobody knows which code these were made by
+    assert not half.exists()
+    half.mkdir()
+    reproduce.clear_stale(work)
+    assert half.exists()
+    script = root / "notebooks" / "02_train.py"
+    script.write_text(script.read_text() + "\n# %%\nprint('changed')\n")
+    reproduce.clear_stale(work)
+    assert not half.exists()
