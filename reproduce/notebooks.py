@@ -10,9 +10,11 @@ Exit code 0: done; 1: a notebook failed or differs from its source; 2: the reque
 
 import argparse
 import ast
+import base64
 import contextlib
 import difflib
 import fcntl
+import io
 import os
 import re
 import sys
@@ -28,6 +30,7 @@ from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from PIL import Image
 from traitlets.config import Config
 
 from bpgo.files import write_atomic
@@ -153,10 +156,21 @@ def build(options):
             tags = cell.metadata.get("tags")
             cell.metadata = {"tags": tags} if tags else {}
         executed.metadata = {"kernelspec": notebook.metadata.kernelspec}
+        shrink_pictures(executed)
         write_atomic(target, nbformat.writes(executed) + "\n")
         seconds, size = time.monotonic() - started, target.stat().st_size
         print(f"{target}: {seconds:.0f} s, {size / 1000:.0f} kB", flush=True)
     return failed
+
+
+def shrink_pictures(notebook):
+    """Store the figures with a palette of 256 colours: less than half the size, and the same to the eye."""
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        if "image/png" in output.get("data", {}):
+            figure = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
+            small = io.BytesIO()
+            figure.quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+            output.data["image/png"] = base64.b64encode(small.getvalue()).decode() + "\n"
 
 
 def run(options):
