@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import runs
+import small_runs as runs
 import torch
 import yaml
 
