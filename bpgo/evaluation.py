@@ -35,7 +35,10 @@ def read_prompts(path: str) -> list[str]:
     if not isinstance(place, Path) or not place.is_file():
         raise FileNotFoundError(f"no prompt file {path!r}")
     lines = [line for line in place.read_text().splitlines() if line.strip()]
-    prompts = [json.loads(line)["prompt"] if place.suffix == ".jsonl" else line.strip() for line in lines]
+    try:
+        prompts = [json.loads(line)["prompt"] if place.suffix == ".jsonl" else line.strip() for line in lines]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f'{place} is not JSON lines with the key "prompt"') from None
     if not prompts:
         raise ValueError(f"the prompt file {place} has no prompts")
     return prompts
