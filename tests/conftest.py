@@ -97,3 +97,46 @@ def image_reward_folder(tmp_path_factory):
     save_file(model.state_dict(), folder / "model.safetensors")
     tiny.bert_tokenizer().save_pretrained(folder)
     return folder
+
+
+def _tiny_wan(folder, images):
+    """A Wan pipeline folder as published: one transformer for text-to-video, two experts for image-to-video."""
+    import torch
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    from bpgo.shapes import tiny
+
+    torch.manual_seed(3)
+    tokenizer = tiny.t5_tokenizer()
+    shape = dict(num_attention_heads=2, attention_head_dim=12, in_channels=12 if images else 4, out_channels=4, text_dim=32,
+                 freq_dim=32, ffn_dim=48, num_layers=2, rope_max_seq_len=32)  # fmt: skip
+    parts = dict(
+        tokenizer=tokenizer,
+        text_encoder=UMT5EncoderModel(UMT5Config(
+            vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.0)),
+        vae=AutoencoderKLWan(
+            base_dim=4, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True], scale_factor_spatial=4,
+            scale_factor_temporal=4, latents_mean=[0.3, -0.2, 0.1, 0.5], latents_std=[0.8, 1.5, 1.1, 0.6]),
+        transformer=WanTransformer3DModel(**shape),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    )  # fmt: skip
+    if images:
+        parts |= dict(transformer_2=WanTransformer3DModel(**shape), boundary_ratio=0.9)
+    for name in {"transformer", "transformer_2"} & set(parts):
+        for p in parts[name].parameters():
+            p.data *= 2 if p.ndim > 1 else 1  # so that words and pictures matter
+    (WanImageToVideoPipeline if images else WanPipeline)(**parts).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wan_folder(tmp_path_factory):
+    """A WanPipeline folder of random weights: text-to-video by one transformer."""
+    return _tiny_wan(tmp_path_factory.mktemp("models") / "wan", images=False)
+
+
+@pytest.fixture(scope="session")
+def wan_i2v_folder(tmp_path_factory):
+    """A WanImageToVideoPipeline folder of random weights: two experts, the boundary at 0.9."""
+    return _tiny_wan(tmp_path_factory.mktemp("models") / "wan-i2v", images=True)

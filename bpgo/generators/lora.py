@@ -16,14 +16,14 @@ def add_lora(module: nn.Module, rank: int, alpha: float, targets: tuple[str, ...
     module.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets)))
 
 
-def save_lora(pipeline, folder: Path) -> None:
-    """Write a pipeline's transformer adapters with the metadata that carries alpha."""
+def save_lora(pipeline, folder: Path, part: str = "transformer") -> None:
+    """Write the adapters of a pipeline's transformer, or of another part of it, with the metadata that carries alpha."""
     from diffusers.training_utils import _collate_lora_metadata
     from peft.utils import get_peft_model_state_dict
 
-    transformer = pipeline.transformer
+    module = getattr(pipeline, part)
     pipeline.save_lora_weights(
         folder,
-        transformer_lora_layers=get_peft_model_state_dict(transformer),
-        **_collate_lora_metadata({"transformer": transformer}),
+        transformer_lora_layers=get_peft_model_state_dict(module),
+        **_collate_lora_metadata({"transformer": module}),
     )

@@ -31,10 +31,24 @@ def _image_reward(path):
     return load(path)
 
 
+def _image_grid(path):
+    from .image_grid import load
+
+    return load(path)
+
+
+def _video_clip_xl(path):
+    from .video_clip_xl import load
+
+    return load(path)
+
+
 REWARDS = {
     "clip": (_clip, "openai/clip-vit-large-patch14"),
     "pickscore": (partial(_clip, logit_scale=True), "yuvalkirstain/PickScore_v1"),
     "image_reward": (_image_reward, None),
+    "image_grid": (_image_grid, None),
+    "video_clip_xl": (_video_clip_xl, "alibaba-pai/VideoCLIP-XL"),
 }
 
 
@@ -61,18 +75,22 @@ def load_reward(name: str, path_or_hub_id: str | Path | None = None, device: str
 
 
 def checked(reward: Reward, name: str, pixels: Tensor, prompts: list[str]) -> Tensor:
-    """Call a reward and refuse, with RewardError, anything but B finite numbers. The result is float32 on the pixels' device."""
+    """Call a reward and refuse, with RewardError, anything but B finite numbers. The result is float32 on the pixels' device.
+
+    pixels: (B, 3, H, W) pictures or (B, F, 3, H, W) videos in [0, 1].
+    """
+    samples = "videos" if pixels.ndim == 5 else "pictures"
     if len(pixels) != len(prompts):
-        raise RewardError(f"reward {name!r}: {len(pixels)} pictures for {len(prompts)} prompts")
+        raise RewardError(f"reward {name!r}: {len(pixels)} {samples} for {len(prompts)} prompts")
     try:
         values = torch.as_tensor(reward(pixels, prompts), dtype=torch.float32, device=pixels.device)
     except RewardError:
         raise
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # a reward is anyone's code: whatever it raises, the run must say which reward it was
         raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
     if values.shape != (len(prompts),):
         raise RewardError(
-            f"reward {name!r} returned shape {tuple(values.shape)} for {len(prompts)} pictures; it must be ({len(prompts)},)"
+            f"reward {name!r} returned shape {tuple(values.shape)} for {len(prompts)} {samples}; it must be ({len(prompts)},)"
         )
     bad = (~values.isfinite()).nonzero().flatten().tolist()
     if bad:

@@ -18,3 +18,13 @@ def centre_crop(pixels: Tensor, side: int, mean: tuple[float, ...], std: tuple[f
     top, left = ((n - side) // 2 for n in pixels.shape[-2:])
     pixels = pixels[..., top : top + side, left : left + side]
     return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
+
+
+def stretch(pixels: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """To side x side without keeping the aspect, bilinear without antialias (cv2.resize's default), then normalise.
+
+    pixels: (B, 3, H, W) in [0, 1]. Returns (B, 3, side, side). cv2 on bytes also rounds to 1/255, which is not done here.
+    """
+    if pixels.shape[-2:] != (side, side):
+        pixels = interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False, antialias=False)
+    return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]

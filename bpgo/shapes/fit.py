@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..files import write_atomic
 
-STEPS = {"autoencoder": 1500, "reward": 1200, "held_out": 1500}
-SEEDS = {"autoencoder": 11, "flux": 12, "reward": 13, "held_out": 14, "prompts": 15}  # passes of flux after the first: 17, 18, 19
+STEPS = {"autoencoder": 1500, "reward": 1200, "held_out": 1500,
+         "frame_autoencoder": 1800, "video_autoencoder": 1500, "video_decoder": 2000, "wan": 3000, "wan_image": 1400}  # fmt: skip
+SEEDS = {"autoencoder": 11, "flux": 12, "reward": 13, "held_out": 14, "prompts": 15, "video_autoencoder": 21, "video_decoder": 24, "wan": 22, "wan_image": 23}  # passes of flux after the first: 17, 18, 19
 
 
 def steps(stage: str, scale: float) -> int:

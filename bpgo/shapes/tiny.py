@@ -8,19 +8,22 @@ from __future__ import annotations
 import json
 
 from .captions import VOCABULARY
+from .clip_captions import VOCABULARY as CLIP_VOCABULARY
 
+CLIP_TOKENS = 12  # the longest caption of a clip has 7 words
+BOUNDARY = 0.8  # of the two experts: with 8 steps and shift 3, four steps for each
 TOKENS = 16  # the longest caption has 11 words; two or fewer special tokens
 
 
-def t5_tokenizer():
+def t5_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
     """One token a word, `</s>` at the end; words outside the vocabulary become `<unk>`."""
     from transformers import T5Tokenizer
 
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), ("▁", -50.0)] + [(f"▁{w}", -1.0) for w in VOCABULARY]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=TOKENS)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), ("▁", -50.0)] + [(f"▁{w}", -1.0) for w in vocabulary]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=tokens)
 
 
-def clip_tokenizer():
+def clip_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
     """CLIP's byte-pair tokenizer with merges learnt from the vocabulary, so that each word is one token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -29,18 +32,18 @@ def clip_tokenizer():
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     special = ["<|startoftext|>", "<|endoftext|>"]
     trainer = trainers.BpeTrainer(vocab_size=2000, end_of_word_suffix="</w>", special_tokens=special, show_progress=False)
-    bpe.train_from_iterator(VOCABULARY, trainer)
+    bpe.train_from_iterator(vocabulary, trainer)
     learnt = json.loads(bpe.to_str())["model"]
     merges = [tuple(pair) for pair in learnt["merges"]]
-    return CLIPTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=TOKENS)
+    return CLIPTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=tokens)
 
 
-def bert_tokenizer():
+def bert_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
     """BERT's word-piece tokenizer over whole words."""
     from transformers import BertTokenizer
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    return BertTokenizer(vocab={t: i for i, t in enumerate(special + VOCABULARY)}, model_max_length=TOKENS)
+    return BertTokenizer(vocab={t: i for i, t in enumerate(special + vocabulary)}, model_max_length=tokens)
 
 
 def autoencoder():
@@ -101,3 +104,50 @@ def image_reward_config() -> dict:
         "mean": 0.0,
         "std": 1.0,
     }  # fmt: skip
+
+
+def video_autoencoder():
+    """AutoencoderKLWan, 4 times down in space and in time, 8 channels: 9 frames of 32 x 32 pixels become a 3 x 8 x 8 latent."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=8, z_dim=8, dim_mult=[1, 2, 2], num_res_blocks=1, attn_scales=[], temperal_downsample=[True, True],
+        latents_mean=[0.0] * 8, latents_std=[1.0] * 8, scale_factor_spatial=4, scale_factor_temporal=4,
+    )  # fmt: skip
+
+
+def _wan_transformer(channels: int):
+    """WanTransformer3DModel of random weights: 4 blocks, 4 heads of 24; `channels` in, 8 out."""
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=24, in_channels=channels, out_channels=8, text_dim=64,
+        freq_dim=64, ffn_dim=256, num_layers=4, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
+    )  # fmt: skip
+
+
+def _wan_parts(vae) -> dict:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    tokenizer = t5_tokenizer(CLIP_VOCABULARY, CLIP_TOKENS)
+    encoder = UMT5EncoderModel(UMT5Config(
+        vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0))  # fmt: skip
+    return dict(vae=vae, tokenizer=tokenizer, text_encoder=encoder, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+
+
+def wan_pipeline(vae):
+    """A WanPipeline of random weights around a trained autoencoder."""
+    from diffusers import WanPipeline
+
+    return WanPipeline(**_wan_parts(vae), transformer=_wan_transformer(8))
+
+
+def wan_image_pipeline(vae):
+    """A WanImageToVideoPipeline of random weights with a high-noise and a low-noise expert: 8 noisy, 4 mask and 8 image channels."""
+    from diffusers import WanImageToVideoPipeline
+
+    experts = {name: _wan_transformer(20) for name in ("transformer", "transformer_2")}
+    return WanImageToVideoPipeline(
+        **_wan_parts(vae), **experts, image_encoder=None, image_processor=None, boundary_ratio=BOUNDARY
+    )
