@@ -121,7 +121,7 @@ def test_without_noise_a_rollout_is_the_pipelines_own_output(t2v, count, size, s
 
 def test_two_experts_without_images_are_the_pipelines(t2v_experts):
     size = dict(height=16, width=16, frames=5)
-    for guidances in ((4.0, 2.5), (3.0, None), (1.0, 1.0)):
+    for guidances in ((4.0, 2.5), (3.0, None), (4.0, 0.5), (1.0, None), (0.0, 0.5)):
         policy = WanPolicy(t2v_experts, guidance=guidances[0], guidance_2=guidances[1], **size)
         with rows_seen(policy) as rows:
             assert_same(policy, noise(2, policy), policy.encode(PROMPTS[:2]), PROMPTS[:2], sigma_grid(4, 3.0))
@@ -407,12 +407,17 @@ def test_unknown_words_are_named_in_prompts_and_in_the_negative_one(t2v):
         (dict(width=0), "width must be a positive multiple of 8 pixels, not 0"),
         (dict(width=-16), "width must be a positive multiple of 8 pixels, not -16"),
         (dict(cfg_gradient="none"), "cfg_gradient must be .* not 'none'"),
-        (dict(guidance_2=3.0), r"guidance_2=3\.0 .* has one transformer"),
+        (dict(guidance_2=3.0), r"guidance_2=3\.0 would do nothing: it needs a second expert"),
     ],
 )
 def test_bad_options_are_refused(t2v, options, message):
     with pytest.raises(ValueError, match=message):
         remade(t2v, **options)
+
+
+def test_a_second_guidance_that_the_pipelines_would_ignore_is_refused(i2v):
+    with pytest.raises(ValueError, match=r"guidance_2=3\.0 would do nothing: .* guidance above 1, not 1\.0"):
+        remade(i2v, guidance=1.0, guidance_2=3.0)
 
 
 def test_text_to_video_takes_no_images(t2v):

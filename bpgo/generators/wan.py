@@ -20,7 +20,7 @@ class WanPolicy:
     """A `WanPipeline` (text-to-video) or `WanImageToVideoPipeline` seen as a policy.
 
     height, width: pixels, multiples of the autoencoder's factor times the patch; frames: 4k + 1; by default the pipeline's own (480, 832,
-    81). guidance: the scale g of `v_u + g (v_c - v_u)`, active above 1; guidance_2: the low-noise expert's, by default the same.
+    81). guidance: the scale g of `v_u + g (v_c - v_u)`, 1 or less for v_c alone; guidance_2: the low-noise expert's, by default the same.
     cfg_gradient: "both" halves of the guidance carry gradients, or only the "conditional" one (same values). negative_prompt: what v_u is
     given. max_sequence_length: text tokens; by default what the tokenizer says, at most 512.
     Raises ValueError for sizes that do not divide, and for pipelines that are neither of the two or lack an expert.
@@ -37,8 +37,8 @@ class WanPolicy:
         self.frames = defaults["num_frames"].default if frames is None else frames
         if cfg_gradient not in ("both", "conditional"):
             raise ValueError(f'cfg_gradient must be "both" or "conditional", not {cfg_gradient!r}')
-        if guidance_2 is not None and pipeline.transformer_2 is None:
-            raise ValueError(f"guidance_2={guidance_2} is for a second expert, and this pipeline has one transformer: leave it out")
+        if guidance_2 is not None and (pipeline.transformer_2 is None or guidance <= 1 < guidance_2):
+            raise ValueError(f"guidance_2={guidance_2} would do nothing: it needs a second expert, and guidance above 1, not {guidance}")
         self.pipeline = pipeline
         self.takes_images = type(pipeline).__name__ == "WanImageToVideoPipeline"
         self.guidance, self.guidance_2 = guidance, guidance if guidance_2 is None else guidance_2
@@ -95,7 +95,7 @@ class WanPolicy:
         """
         self.check(prompts, images)
         cond = self.embed(prompts)
-        if max(self.guidance, self.guidance_2) > 1:
+        if self.guidance > 1:
             cond["negative"] = self.embed([self.negative_prompt])["text"].expand_as(cond["text"])
         if self.takes_images:  # one by one: 81 frames of several videos at once would not fit beside the transformers
             cond["image"] = torch.cat([self.condition(images[i : i + 1]) for i in range(len(images))])
@@ -161,11 +161,11 @@ class WanPolicy:
             sigma = torch.full((), sigma, device=x.device)
         time = sigma.to(x.device, torch.float32).expand(len(x)) * self.pipeline.scheduler.config.num_train_timesteps
         inputs, text = torch.cat([x, cond["image"]], 1) if self.takes_images else x, cond["text"]
-        if scale > 1:
+        if self.guidance > 1:  # as the pipelines: whether there is guidance is one question for both experts
             inputs, time, text = torch.cat([inputs, inputs]), torch.cat([time, time]), torch.cat([cond["negative"], text])
         given = dict(hidden_states=inputs.to(dtype), timestep=time, encoder_hidden_states=text.to(dtype))
         v = self.modules[name](**given, return_dict=False)[0].float()
-        if scale > 1:
+        if self.guidance > 1:
             unconditional, conditional = v.chunk(2)
             if self.cfg_gradient == "conditional":
                 unconditional = unconditional.detach()

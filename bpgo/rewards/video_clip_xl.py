@@ -14,14 +14,12 @@ from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from ..text import tokenize
 from .preprocess import stretch
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, not CLIP's
-WEIGHTS = "VideoCLIP-XL.bin"
-TOKENIZER = "openai/clip-vit-large-patch14"  # its vocabulary is Long-CLIP's too
+WEIGHTS, TOKENIZER = "VideoCLIP-XL.bin", "openai/clip-vit-large-patch14"  # its vocabulary is Long-CLIP's too
 PUBLISHED = {
     "vision": dict(image_size=224, patch_size=14, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16),
     "text": dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
@@ -62,18 +60,17 @@ class VideoCLIP(nn.Module):
         if frames.shape[1] != self.temporal.shape[1]:
             raise ValueError(f"this VideoCLIP sees {self.temporal.shape[1]} frames of a video, {frames.shape[1]} were given")
         encoder, (batch, count) = self.vision.vision_model, frames.shape[:2]
-        first, places = encoder.embeddings.position_embedding.weight.tensor_split([1])
-        patches = encoder.embeddings.patch_embedding(frames.flatten(0, 1)).flatten(2)  # (B T, D, N)
-        patches = patches.unflatten(0, (batch, count)).permute(0, 3, 1, 2)  # (B, N, T, D), upstream's order of tokens
-        tokens = (patches + places[:, None] + self.temporal).flatten(1, 2)
-        # one class token a video, not a frame's, and without a moment in time
-        first = (encoder.embeddings.class_embedding + first).expand(batch, 1, -1)
+        places = encoder.embeddings.position_embedding.weight
+        patches = encoder.embeddings.patch_embedding(frames.flatten(0, 1)).unflatten(0, (batch, count))
+        patches = patches.flatten(3).permute(0, 3, 1, 2)  # (B, N, T, D), upstream's order of tokens
+        tokens = (patches + places[1:, None] + self.temporal).flatten(1, 2)
+        first = (encoder.embeddings.class_embedding + places[0]).expand(batch, 1, -1)  # one a video, at no moment of it
         seen = encoder.encoder(inputs_embeds=encoder.pre_layrnorm(torch.cat([first, tokens], dim=1))).last_hidden_state
-        return normalize(self.vision.visual_projection(encoder.post_layernorm(seen[:, 0])), dim=-1)
+        return nn.functional.normalize(self.vision.visual_projection(encoder.post_layernorm(seen[:, 0])), dim=-1)
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """input_ids and attention_mask (B, L), padded at the right -> (B, projection_dim) of length 1."""
-        return normalize(self.text(input_ids=input_ids, attention_mask=attention_mask).text_embeds, dim=-1)
+        return nn.functional.normalize(self.text(input_ids=input_ids, attention_mask=attention_mask).text_embeds, dim=-1)
 
     def forward(self, frames: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return (self.embed_video(frames) * self.embed_text(input_ids, attention_mask)).sum(-1)
@@ -86,38 +83,32 @@ def preprocess(pixels: Tensor, frames: int, side: int) -> Tensor:
     """
     if pixels.ndim != 5 or pixels.shape[2] != 3:
         raise ValueError(f"video_clip_xl takes videos (batch, frames, 3, height, width) in [0, 1], not {tuple(pixels.shape)}")
-    count = pixels.shape[1]
-    if count < frames:
+    if (count := pixels.shape[1]) < frames:
         raise ValueError(f"video_clip_xl sees {frames} frames of a video and these have {count}: sample at least {frames}")
     chosen = pixels[:, :: count // frames][:, :frames]
     return stretch(chosen.flatten(0, 1), side, MEAN, STD).unflatten(0, chosen.shape[:2])
 
 
-def from_published(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of VideoCLIP-XL.bin under VideoCLIP's names."""
-    ours, res = {}, "text_model.positional_embedding_res"
-    for name, tensor in theirs.items():
-        if name in ("vision_model.temp", "text_model.logit_scale", res):
-            continue
-        if f"{name}_res" == res and res in theirs:
-            tensor = torch.cat([tensor[:KEPT], theirs[res][KEPT:]])
+def read_published(file: Path) -> dict[str, Tensor]:
+    """The tensors of VideoCLIP-XL.bin under VideoCLIP's names. Raises ValueError for a damaged file, and for one with code in it."""
+    try:
+        theirs = dict(torch.load(file, map_location="cpu", weights_only=True))
+    except (UnpicklingError, EOFError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged, or holds more than tensors (code in it is not run): download it again") from error
+    ours, rest = {}, theirs.pop("text_model.positional_embedding_res", torch.empty(0))
+    for name in theirs.keys() - {"vision_model.temp", "text_model.logit_scale"}:
+        tensor, kept = theirs[name], name == "text_model.positional_embedding"
         for pattern, new in RENAMES.items():
             name = re.sub(pattern, new, name)
         if ".in_proj_" in name:
             ours |= {name.replace("in_proj_", f"{x}_proj."): part for x, part in zip("qkv", tensor.chunk(3), strict=True)}
         elif name.endswith("_projection.weight"):
             ours[name] = tensor.T  # theirs multiply from the right
+        elif name.endswith("patch_embedding.weight"):
+            ours[name] = tensor[:, :, 0]  # Conv3d of depth 1
         else:
-            ours[name] = tensor[:, :, 0] if tensor.ndim == 5 else tensor  # Conv3d of depth 1
+            ours[name] = torch.cat([tensor[:KEPT], rest[KEPT:]]) if kept else tensor
     return ours
-
-
-def read_published(file: Path) -> dict[str, Tensor]:
-    """The tensors of a .bin. Raises ValueError for a file that is damaged, or holds anything but tensors."""
-    try:
-        return from_published(torch.load(file, map_location="cpu", weights_only=True))
-    except (UnpicklingError, EOFError, RuntimeError, AttributeError, TypeError) as error:
-        raise ValueError(f"{file} is damaged, or holds more than tensors (code in it is not run): download it again") from error
 
 
 def load(path: str | Path):
@@ -131,8 +122,7 @@ def load(path: str | Path):
 
     if isinstance(path, str) and not Path(path).exists():
         path = hf_hub_download(path, WEIGHTS)
-    path = Path(path)
-    file = path if path.is_file() else path / WEIGHTS
+    file = Path(path) if Path(path).is_file() else Path(path) / WEIGHTS
     folder = file.parent
     if file.exists():
         config, weights = PUBLISHED, read_published(file)
@@ -145,8 +135,7 @@ def load(path: str | Path):
     needed, found = ({(k, v.shape) for k, v in tensors.items()} for tensors in (model.state_dict(), weights))
     if wrong := sorted({name for name, _ in needed ^ found}):
         raise ValueError(f"{path} holds no whole VideoCLIP: {len(wrong)} tensors are missing, unknown or misshapen, such as {wrong[0]}")
-    model.load_state_dict({k: v.float() for k, v in weights.items()})
-    model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False).load_state_dict({k: v.float() for k, v in weights.items()})
     tokenizer = AutoTokenizer.from_pretrained(folder if any(folder.glob("tokenizer*")) else TOKENIZER)
     side, eos = model.config["vision"]["image_size"], model.text.config.eos_token_id
     if eos not in tokenizer("")["input_ids"]:

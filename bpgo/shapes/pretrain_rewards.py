@@ -22,6 +22,8 @@ from .captions import parse, sample_caption
 from .fit import SEEDS, batches, card, optimise, roundtrip, steps, store, write_card
 from .scenes import Scene, all_scenes, sample_pictures, sample_scenes, says
 
+DATA = "16 000 drawings, half of them autoencoded, noise of 0.02; captions with attributes left out"
+
 
 def reward_pictures(output: Path, n: int, generator: torch.Generator) -> tuple[list[Scene], Tensor]:
     """n scenes and their pictures as a generator shows them: half autoencoded, all with a little noise."""
@@ -59,7 +61,7 @@ def train_reward(output: Path, scale: float) -> None:
         CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
 
     what = "CLIPModel, the training reward: cosine of picture and caption."
-    finish_reward(output / "tiny-reward", "reward", "clip", save, what)
+    finish_reward(output / "tiny-reward", "reward", "clip", save, what, DATA, preferences())
 
 
 def train_held_out(output: Path, scale: float) -> None:
@@ -102,7 +104,7 @@ def train_held_out(output: Path, scale: float) -> None:
         tokenizer.save_pretrained(folder)
 
     what = "ImageReward architecture, the held-out reward; matched pictures score 1 +- 1."
-    finish_reward(output / "tiny-held-out", "held_out", "image_reward", save, what)
+    finish_reward(output / "tiny-held-out", "held_out", "image_reward", save, what, DATA, preferences())
 
 
 def near_miss(scene: Scene, caption: str, rng: random.Random) -> Scene | None:
@@ -121,22 +123,27 @@ def near_miss(scene: Scene, caption: str, rng: random.Random) -> Scene | None:
     return None
 
 
-def finish_reward(folder: Path, stage: str, name: str, save: Callable[[Path], None], what: str) -> None:
-    """Store a reward, then measure it as it will be loaded: how often it prefers the right picture to a near miss."""
-
-    data = "16 000 drawings, half of them autoencoded, noise of 0.02; captions with attributes left out"
-    store(folder, save, card(stage, what, data, {}))
-    reward = load_reward(name, folder)
+def preferences() -> tuple[Tensor, Tensor, list[str]]:
+    """Right pictures, near misses, and the captions that tell them apart."""
     generator, rng = torch.Generator().manual_seed(202), random.Random(202)
     scenes = sample_scenes(2048, generator)
     captions = [sample_caption(s, rng) for s in scenes]
     misses = [near_miss(s, c, rng) for s, c in zip(scenes, captions, strict=True)]
     rows = [(s, m, c) for s, m, c in zip(scenes, misses, captions, strict=True) if m is not None]
     scenes, misses, captions = (list(column) for column in zip(*rows, strict=True))
-    right, wrong = (reward(sample_pictures(s, generator), captions) for s in (scenes, misses))
+    return sample_pictures(scenes, generator), sample_pictures(misses, generator), captions
+
+
+def finish_reward(
+    folder: Path, stage: str, name: str, save: Callable[[Path], None], what: str, data: str, judged: tuple[Tensor, Tensor, list[str]]
+) -> None:
+    """Store a reward, then measure it as it will be loaded: how often it prefers the right of two samples for a caption."""
+    store(folder, save, card(stage, what, data, {}))
+    reward = load_reward(name, folder)
+    right, wrong = (reward(samples, judged[2]) for samples in judged[:2])
     metrics = {
-        "prefers the right picture to a near miss": (right > wrong).float().mean().item(),
-        "mean reward of right pictures": right.mean().item(),
+        "prefers the right one to a near miss": (right > wrong).float().mean().item(),
+        "mean reward of right ones": right.mean().item(),
         "mean reward of near misses": wrong.mean().item(),
     }
     print(json.dumps(metrics, indent=1))

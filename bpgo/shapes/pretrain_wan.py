@@ -50,7 +50,7 @@ def train_video_autoencoder(output: Path, scale: float) -> None:
 def train_video_decoder(output: Path, scale: float) -> None:
     """The decoder alone, for longer and with more weight on large errors: latents stay what they were."""
     generator = torch.Generator().manual_seed(SEEDS["video_decoder"])
-    videos, vae = sample_videos(sample_clips(6000, generator), generator), _autoencoder(output)
+    videos, vae = sample_videos(sample_clips(6000, generator), generator), autoencoder(output)
     vae.requires_grad_(False)
     latents, index = encode(vae, videos), batches(len(videos), 8, generator)
     trained = [p for part in (vae.decoder, vae.post_quant_conv) for p in part.requires_grad_(True).parameters()]
@@ -130,14 +130,14 @@ def fit(policy: WanPolicy, trained: list, steps: int, rate: float, lowest: float
 
 
 def train_text_to_video(output: Path, scale: float) -> None:
-    pipeline = tiny.wan_pipeline(_autoencoder(output))
+    pipeline = tiny.wan_pipeline(autoencoder(output))
     fit(policy_of(pipeline), [pipeline.transformer, pipeline.text_encoder], steps("wan", scale), 1.5e-3, 0.0, 1.0, SEEDS["wan"], "wan")
     _finish(output / "tiny-wan", "wan", "WanPipeline (text-to-video) of the shapes world; call it with height=32, width=32, num_frames=9.", pipeline)
 
 
 def train_image_to_video(output: Path, scale: float) -> None:
     """The high-noise expert with the text encoder, then the low-noise expert, each on its own side of the boundary."""
-    pipeline, seed = tiny.wan_image_pipeline(_autoencoder(output)), SEEDS["wan_image"]
+    pipeline, seed = tiny.wan_image_pipeline(autoencoder(output)), SEEDS["wan_image"]
     policy, count = policy_of(pipeline), steps("wan_image", scale)
     high = [pipeline.transformer, pipeline.text_encoder]
     fit(policy, high, count, 1.5e-3, tiny.BOUNDARY, 1.0, seed, "wan_image, high noise")
@@ -146,7 +146,7 @@ def train_image_to_video(output: Path, scale: float) -> None:
     _finish(output / "tiny-wan-image", "wan_image", what, pipeline)
 
 
-def _autoencoder(output: Path):
+def autoencoder(output: Path):
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan.from_pretrained(output / "tiny-video-autoencoder", dtype=torch.float32)

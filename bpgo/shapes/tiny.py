@@ -106,6 +106,27 @@ def image_reward_config() -> dict:
     }  # fmt: skip
 
 
+def video_clip_config(tokenizer) -> dict:
+    """VideoCLIP, 64 wide, 2 text and 3 vision layers, 4 frames in patches of 8 pixels: the training reward of the video tasks."""
+    ids = {k: getattr(tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    size = dict(hidden_size=64, intermediate_size=128, num_attention_heads=4)
+    return {
+        "vision": dict(image_size=32, patch_size=8, num_hidden_layers=3, **size),
+        "text": dict(vocab_size=len(tokenizer), num_hidden_layers=2, **size, **ids),
+        "projection_dim": 64,
+        "frames": 4,
+        "max_length": CLIP_TOKENS,
+    }
+
+
+def image_grid_config(side: int) -> dict:
+    """The held-out reward of the video tasks: ImageReward on a picture of side x side pixels, in patches of 16."""
+    config = image_reward_config()
+    config["vision"] |= {"image_size": side, "patch_size": 16}
+    config["text"] |= {"vocab_size": 5 + len(CLIP_VOCABULARY), "max_position_embeddings": CLIP_TOKENS}
+    return config | {"max_length": CLIP_TOKENS}
+
+
 def video_autoencoder():
     """AutoencoderKLWan, 4 times down in space and in time, 8 channels: 9 frames of 32 x 32 pixels become a 3 x 8 x 8 latent."""
     from diffusers import AutoencoderKLWan
