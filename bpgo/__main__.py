@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("overrides", **overrides)
 
     pretrain = commands.add_parser("pretrain", help="train the tiny checkpoints that the package ships")
-    pretrain.add_argument("stages", nargs="*", help="autoencoder, flux, refine, reward, held_out, prompts (default: all)")
+    pretrain.add_argument("stages", nargs="*", help="of those that a wrong name lists, all in order by default")
     pretrain.add_argument("--output", required=True, help="folder of the checkpoints")
     pretrain.add_argument("--scale", type=float, default=1.0, help="share of the training steps (default 1)")
 
@@ -55,9 +55,9 @@ def world_metrics(config: Config) -> dict:
     """The measures of the shapes world, if config.evaluation.oracle asks for them."""
     if not config.evaluation.oracle:
         return {}
-    from .shapes.oracle import METRICS
+    from .shapes import clip_oracle, oracle
 
-    return METRICS
+    return clip_oracle.METRICS if config.generator.frames else oracle.METRICS
 
 
 def _pretrain(options) -> int:

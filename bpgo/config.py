@@ -37,8 +37,16 @@ class Generator:
     """Pixels; null: what the pipeline was trained at."""
     width: Count | None = None
     """Pixels; null: what the pipeline was trained at."""
-    guidance: NonNegative = 3.5
-    """Guidance scale."""
+    frames: Count | None = None
+    """Of a video, 4k + 1; null: what the pipeline makes."""
+    guidance: NonNegative | None = None
+    """Guidance scale; null: the pipeline's (FLUX 3.5, Wan 5). For Wan, 1 or less is none, at half the cost."""
+    guidance_2: NonNegative | None = None
+    """Guidance scale of Wan's low-noise expert; null: the same."""
+    cfg_gradient: Literal["both", "conditional"] | None = None
+    """For Wan, which half of the guidance carries gradients; null: both."""
+    negative_prompt: str | None = None
+    """For Wan, what the unconditional half is given; null: nothing."""
     max_sequence_length: Count | None = None
     """Text tokens; null: what the tokenizer says."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -54,7 +62,7 @@ class Generator:
 @settings
 class Reward:
     name: str
-    """clip, pickscore, image_reward."""
+    """clip, pickscore, image_reward, image_grid, video_clip_xl."""
     path: str | None = None
     """Folder, shipped name or hub id of its weights; null: the published ones."""
 
@@ -105,8 +113,8 @@ class Objective:
 
 @settings
 class Prior:
-    kind: Literal["running_mean", "constant", "sft", "sft_per_prompt"] = "running_mean"
-    """sft: mean reward of the starting model's own samples, over all prompts or for each."""
+    kind: Literal["running_mean", "constant", "sft", "sft_per_prompt", "first_frame"] = "running_mean"
+    """sft: mean reward of the starting model's own samples, over all prompts or for each. first_frame: of the given picture, as a still video."""
     value: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """The constant, in units of the reward."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -162,7 +170,7 @@ class Config:
     generator: Generator
     reward: Reward
     prompts: str
-    """Text file (a prompt a line) or JSON lines with the key `prompt`; a path or a shipped name."""
+    """Text file (a prompt a line) or JSON lines with the keys `prompt` and, for image-to-video, `image`; a path or a shipped name."""
     sampling: Sampling = field(default_factory=Sampling)
     objective: Objective = field(default_factory=Objective)
     prior: Prior = field(default_factory=Prior)

@@ -13,6 +13,7 @@ from .config import Config, to_dict
 from .evaluation import evaluate
 from .files import write_atomic
 from .priors import Constant, PerPrompt, Prior, RunningMean
+from .prompts import images_of, key_of, pixels_of
 from .rewards import Reward
 from .rollout import row_noise
 
@@ -24,6 +25,8 @@ def make_prior(config: Config, policy, reward: Reward, prompts: list[str]) -> Pr
         return RunningMean(p.momentum)
     if p.kind == "constant":
         return Constant(p.value)
+    if p.kind == "first_frame":
+        return PerPrompt(first_frame_rewards(policy, reward, prompts))
     table = reference_rewards(config, policy, reward, prompts)
     return PerPrompt(table) if p.kind == "sft_per_prompt" else Constant(sum(table.values()) / len(table))
 
@@ -34,22 +37,41 @@ def reference_rewards(config: Config, policy, reward: Reward, prompts: list[str]
     Kept in $BPGO_CACHE (or ~/.cache/bpgo) under a fingerprint of weights, reward, prompts and sampling; found there, nothing is sampled.
     The reward and the decoder have no weights of their own here: what they make of noise stands for them.
     """
-    prompts, settings = sorted(set(prompts)), to_dict(config)
+    unique, settings = {key_of(p): p for p in prompts}, to_dict(config)
+    prompts, keys = [unique[key] for key in sorted(unique)], sorted(unique)
     probe = reward(policy.decode(row_noise([0, 1], policy.latent_shape(), 1, policy.device)[0]), [prompts[0], prompts[-1]])
     identity = [settings[k] for k in ("generator", "reward", "sampling")]
-    identity += [config.prior.samples, config.evaluation.steps, prompts, weights_fingerprint(policy.modules), probe.tolist()]
+    identity += [config.prior.samples, config.evaluation.steps, keys, weights_fingerprint(policy.modules), probe.tolist()]
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     place = Path(os.environ.get("BPGO_CACHE", Path.home() / ".cache" / "bpgo")) / f"reference-{name}.json"
     if place.is_file():
         return json.loads(place.read_text())
     table = {}
+    micro = config.sampling.micro_batch
     chunk = max(1, config.groups * config.group_size // config.prior.samples)
     for start in range(0, len(prompts), chunk):
         part = prompts[start : start + chunk]
-        scores = evaluate(policy, part, {"reward": reward}, config.prior.samples, config.evaluation.steps, config.sampling.shift)
-        table |= dict(zip(part, scores.scores["reward"].mean(1).tolist(), strict=True))
+        scores = evaluate(policy, part, {"reward": reward}, config.prior.samples, config.evaluation.steps, config.sampling.shift, micro)
+        table |= dict(zip(map(key_of, part), scores.scores["reward"].mean(1).tolist(), strict=True))
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(place, json.dumps(table))
+    return table
+
+
+def first_frame_rewards(policy, reward: Reward, prompts: list[str], chunk: int = 32) -> dict[str, float]:
+    """For each image-to-video prompt, the reward of its picture held still for as many frames as the policy makes.
+
+    The text alignment of the conditioning image (arXiv 2511.18919, table 1), on the video reward's own scale because it is the same
+    reward of the same kind of input; a video is then expected to fit its prompt as well as its first frame does. Raises ValueError for
+    prompts without pictures.
+    """
+    images, table = images_of(prompts), {}
+    if images is None:
+        raise ValueError("prior.kind=first_frame is for image-to-video, and these prompts carry no images: use sft or running_mean")
+    for start in range(0, len(prompts), chunk):
+        part = prompts[start : start + chunk]
+        still = pixels_of(images[start : start + chunk])[:, None].expand(-1, policy.frames, -1, -1, -1)
+        table |= dict(zip(map(key_of, part), reward(still.to(policy.device), part).tolist(), strict=True))
     return table
 
 

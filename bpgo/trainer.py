@@ -25,15 +25,17 @@ from tqdm.auto import tqdm
 
 from . import checkpoint, objective
 from .config import Config, differences, to_dict
-from .evaluation import Metric, Scores, encode_each, evaluate, read_prompts
+from .evaluation import Metric, Scores, encode_each, evaluate
 from .files import write_atomic
 from .generators import load_generator
+from .prompts import images_of, key_of, read_prompts
 from .reference import make_prior
 from .rewards import Reward, RewardError, checked, load_reward
 from .rollout import Plan, Rollout, micro_batches, plan, sample_groups, seed_of
 from .sde import sigma_grid
 from .update import update_policy
 
+POLICY_SETTINGS = ("height", "width", "frames", "guidance", "guidance_2", "cfg_gradient", "negative_prompt", "max_sequence_length")
 EXTENDABLE = ("iterations:", "checkpoint_every:", "tracker:")  # settings that may change when a run is gone on with
 
 
@@ -66,7 +68,7 @@ class Trainer:
         if config.groups % self.accelerator.num_processes:
             raise ValueError(f"groups={config.groups} cannot be split over {self.accelerator.num_processes} processes")
         self.policy = policy or self._load_policy()
-        self.policy.check(self.prompts + self.evaluation_prompts)
+        self._check(self.prompts + self.evaluation_prompts)
         device = str(self.accelerator.device)
         score = reward or load_reward(config.reward.name, config.reward.path, device)
         self.reward = lambda pixels, prompts: checked(score, config.reward.name, pixels, prompts)
@@ -108,8 +110,8 @@ class Trainer:
 
     def _load_policy(self):
         g = self.config.generator
-        options = dict(height=g.height, width=g.width, guidance=g.guidance, max_sequence_length=g.max_sequence_length)
-        policy = load_generator(g.path, dtype=g.dtype, device=str(self.accelerator.device), **options)
+        given = {name: getattr(g, name) for name in POLICY_SETTINGS if getattr(g, name) is not None}
+        policy = load_generator(g.path, dtype=g.dtype, device=str(self.accelerator.device), **given)
         for module in policy.modules.values():
             if g.gradient_checkpointing:
                 module.enable_gradient_checkpointing()
@@ -120,12 +122,17 @@ class Trainer:
             policy.add_lora(g.lora_rank, g.lora_alpha or 2 * g.lora_rank)
         return policy
 
+    def _check(self, prompts: list[str]) -> None:
+        images = images_of(prompts)
+        self.policy.check(prompts) if images is None else self.policy.check(prompts, images)
+
     def _prepare(self) -> None:
         o, modules = self.config.optimiser, self.policy.modules
         named = ((f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters())
         self.parameters = {name: p for name, p in named if p.requires_grad}
+        groups = [{"params": [p for p in module.parameters() if p.requires_grad]} for module in modules.values()]
         optimiser = torch.optim.AdamW(
-            self.parameters.values(), lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True
+            groups, lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True
         )
         torch.manual_seed(self.config.seed)  # for rewards and measures that draw
         *prepared, self.optimiser = self.accelerator.prepare(*modules.values(), optimiser)
@@ -215,9 +222,9 @@ class Trainer:
         first = share * self.accelerator.process_index
         own = prompts[first : first + share]
         for prompt in own:
-            if prompt not in self.cond:
-                self.cond[prompt] = encode_each(self.policy, [prompt])
-        cond = {name: torch.cat([self.cond[p][name] for p in own]) for name in self.cond[own[0]]}
+            if key_of(prompt) not in self.cond:
+                self.cond[key_of(prompt)] = encode_each(self.policy, [prompt])
+        cond = {name: torch.cat([self.cond[key_of(p)][name] for p in own]) for name in self.cond[key_of(own[0])]}
         groups = range(first, first + share)
         seeds = [seed_of(c.seed, i, g, j) for g in groups for j in range(c.group_size)]
         starts = [seed_of(c.seed, i, g) for g in groups for _ in range(c.group_size)] if s.shared_noise else None
@@ -231,7 +238,7 @@ class Trainer:
         """Rewards (N, G) to advantages by the objective and its prior; and what to log of them."""
         o = self.config.objective
         everyone = self.accelerator.gather(rewards)
-        prior = self.prior(prompts, everyone)
+        prior = self.prior([key_of(p) for p in prompts], everyone)
         k = o.k if o.k is not None else objective.k_from_kappa(1.0 if o.kappa is None else o.kappa, everyone)
         if isinstance(prior, Tensor):
             prior = prior.to(rewards)

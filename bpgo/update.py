@@ -33,7 +33,7 @@ def update_policy(
     group_size = advantages.main.shape[1]
     main = advantages.main.flatten()
     auxiliary = None if advantages.auxiliary is None else advantages.auxiliary.flatten()
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    groups = [group["params"] for group in optimiser.param_groups]  # one a transformer, so that no expert's gradient scales another's
     logged, norms, drift = [], [], []
     for parts in batches:
         optimiser.zero_grad(set_to_none=True)  # what an interrupted update may have left
@@ -56,7 +56,8 @@ def update_policy(
                     drift.append(log_ratio.detach().abs().max())
                 seen = share * ratio_diagnostics(log_ratio, main[part], clip_range)
                 logged.append(torch.cat([loss.detach()[None], seen]))
-        norm = accelerator.clip_grad_norm_(parameters, max_grad_norm)
+        reached = [group for group in groups if any(p.grad is not None for p in group)]
+        norm = torch.stack([accelerator.clip_grad_norm_(group, max_grad_norm) for group in reached]).norm()
         if not torch.isfinite(norm):
             optimiser.zero_grad(set_to_none=True)
             raise FloatingPointError("the gradient is not finite: lower the learning rate or the noise level")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 
 from ..files import check_safetensors, resolve
@@ -11,12 +12,13 @@ from ..files import check_safetensors, resolve
 def load_generator(path_or_hub_id: str, **options):
     """The policy for a diffusers folder, a shipped name (`tiny-flux`) or a hub id, by the pipeline class in its model_index.json.
 
-    options: height, width (pixels), guidance, dtype, device, max_sequence_length: see the policy's own docstring.
+    options: height, width (pixels), guidance, dtype, device, max_sequence_length; for Wan frames, guidance_2, cfg_gradient, negative_prompt: see the policy's own docstring.
     Raises FileNotFoundError for a folder that is no pipeline, ValueError for damaged weights or a class without a policy.
     """
     from .flux import FluxPolicy
+    from .wan import WanPolicy
 
-    policies = {"FluxPipeline": FluxPolicy}
+    policies = {"FluxPipeline": FluxPolicy, "WanPipeline": WanPolicy, "WanImageToVideoPipeline": WanPolicy}
     place = resolve(path_or_hub_id)
     if isinstance(place, Path):
         index = place / "model_index.json"
@@ -33,4 +35,7 @@ def load_generator(path_or_hub_id: str, **options):
         raise ValueError(f"{index} is damaged (it names no pipeline class): copy or make it again") from None
     if name not in policies:
         raise ValueError(f"{path_or_hub_id} is a {name}; there are policies for {', '.join(policies)}")
+    known = {*signature(policies[name]).parameters, "dtype", "device"} - {"pipeline"}
+    if unknown := [option for option in options if option not in known]:
+        raise ValueError(f"{path_or_hub_id} is a {name}, which has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     return policies[name].load(place, **options)

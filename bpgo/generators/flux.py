@@ -67,13 +67,13 @@ class FluxPolicy:
 
         Raises ValueError for an empty list, for words outside the tokenizer's, and for images (FLUX takes none).
         """
-        if images is not None:
-            raise ValueError("FLUX is text-to-image: it takes no images")
-        self.check(prompts)
+        self.check(prompts, images)
         return self.embed(prompts)
 
-    def check(self, prompts: list[str]) -> None:
-        """Raise ValueError, naming the first, for prompts that `encode` would refuse. Cheap: nothing is encoded."""
+    def check(self, prompts: list[str], images=None) -> None:
+        """Raise ValueError, naming the first, for what `encode` would refuse. Cheap: nothing is encoded."""
+        if images is not None:
+            raise ValueError("FLUX is text-to-image: it takes no images")
         if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
             raise ValueError(f"prompts must be a non-empty list of non-empty strings, not {prompts!r}")
         refuse_unknown_words(self.pipeline.tokenizer_2, prompts)

@@ -6,10 +6,10 @@ import inspect
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..prompts import pixels_of
 from ..text import refuse_unknown_words
 from .lora import add_lora, save_lora
 
@@ -125,7 +125,7 @@ class WanPolicy:
     def condition(self, images) -> Tensor:
         """First frames, as `encode` takes them, to (B, 4 + C, T, h, w) float32: which frames are given, and their latent, normalised."""
         vae = self.pipeline.vae
-        pixels = images if isinstance(images, Tensor) else torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
+        pixels = pixels_of(images)
         first = 2 * pixels.to(vae.device, vae.dtype) - 1
         video = first.new_zeros(*first.shape[:2], self.frames, *first.shape[2:])
         video[:, :, 0] = first

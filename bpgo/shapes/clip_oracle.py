@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..prompts import key_of, pixels_of
 from .clip_captions import parse
 from .clips import FRAMES, MOTIONS, SPEEDS, Clip, draw_frames, says, track
 from .scenes import BACKGROUND, COLOURS, SIDE, VALUES
@@ -121,65 +122,52 @@ def _nearest_way(path: Tensor) -> tuple[Tensor, Tensor]:
     return way, least.sqrt()
 
 
-# ------------------------------------------------------------------------- measures, (videos, prompts) -> (B,) as a reward
+# --------------------------------------------------------------------------------------------------------------- measures
 
 
-def accuracy(videos: Tensor, prompts: list[str]) -> Tensor:
-    """Text alignment: 1.0 where the video shows all that its prompt says, else 0.0."""
-    return _shows(read(videos), prompts)
+def measure(videos: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+    """(B,) of each measure, from one reading; the videos of a prompt stand together.
+
+    accuracy: text alignment, 1.0 where the video shows all that its prompt says, else 0.0. motion: quality of motion in [0, 1], the share of
+    frames that show one and the same thing times exp(-astray / 1 pixel). visual: visual quality, at most 1, the share of the video's
+    variation that a drawing of the world explains (R squared). overall: the mean of these three (visual not less than 0).
+    flicker: RMS change between frames of what the drawing does not explain; first_frame: RMS distance of the first frame to
+    the picture a prompt carries, NaN without; both in pixel units of [0, 1], lower is better. diversity: `diversity` of the prompt's
+    videos, NaN where not defined.
+    """
+    seen, videos = read(videos), videos.detach().float().cpu()
+    rest = videos - seen.drawing
+    accuracy = torch.tensor([float(c is not None and says(parse(p), c)) for c, p in zip(seen.clips, prompts, strict=True)])
+    motion = seen.same * (-seen.astray).exp()
+    variation = (seen.drawing - BACKGROUND).square().flatten(1).sum(1).clamp_min(1e-6)
+    visual = 1 - rest.square().flatten(1).sum(1) / variation
+    return {
+        "accuracy": accuracy,
+        "motion": motion,
+        "visual": visual,
+        "overall": (accuracy + motion + visual.clamp_min(0)) / 3,
+        "flicker": rest.diff(dim=1).square().flatten(1).mean(1).sqrt(),
+        "first_frame": _first_frame(videos[:, 0], prompts),
+        "diversity": _group_diversity(seen.clips, prompts),
+    }
 
 
-def _shows(seen: Reading, prompts: list[str]) -> Tensor:
-    return torch.tensor([float(c is not None and says(parse(p), c)) for c, p in zip(seen.clips, prompts, strict=True)])
-
-
-def motion(videos: Tensor, prompts: list[str]) -> Tensor:
-    """Motion quality in [0, 1]: share of frames that show one and the same thing, times exp(-astray / 1 pixel)."""
-    return _motion(read(videos))
-
-
-def _motion(seen: Reading) -> Tensor:
-    return seen.same * (-seen.astray).exp()
-
-
-def visual(videos: Tensor, prompts: list[str]) -> Tensor:
-    """Visual quality, at most 1: the share of the picture's variation that a drawing of the world explains (R squared)."""
-    return _visual(videos, read(videos))
-
-
-def _visual(videos: Tensor, seen: Reading) -> Tensor:
-    left = (videos.cpu() - seen.drawing).square().flatten(1).sum(1)
-    return 1 - left / (seen.drawing - BACKGROUND).square().flatten(1).sum(1).clamp_min(1e-6)
-
-
-def flicker(videos: Tensor, prompts: list[str]) -> Tensor:
-    """RMS change, from one frame to the next, of what the drawing does not explain, in [0, 1] pixel units; lower is better."""
-    rest = videos.cpu() - read(videos).drawing
-    return rest.diff(dim=1).square().flatten(1).mean(1).sqrt()
-
-
-def overall(videos: Tensor, prompts: list[str]) -> Tensor:
-    """Mean of text alignment, motion quality and visual quality (of this not less than 0), in [0, 1]."""
-    seen = read(videos)
-    return (_shows(seen, prompts) + _motion(seen) + _visual(videos, seen).clamp_min(0)) / 3
-
-
-def first_frame(videos: Tensor, prompts: list[str]) -> Tensor:
-    """RMS pixel distance of the first frame to the picture that a prompt carries, NaN where it carries none; lower is better."""
-    pictures = [getattr(p, "image", None) for p in prompts]
-    rows = [torch.tensor(float("nan")) if image is None else (video[0].cpu() - image.cpu()).square().mean().sqrt()
-            for video, image in zip(videos, pictures, strict=True)]  # fmt: skip
+def _first_frame(frames: Tensor, prompts: list[str]) -> Tensor:
+    given = [getattr(p, "image", None) for p in prompts]
+    rows = [torch.tensor(float("nan")) if image is None else (frame - pixels_of([image])[0]).square().mean().sqrt()
+            for frame, image in zip(frames, given, strict=True)]  # fmt: skip
     return torch.stack(rows)
 
 
-def diversity(clips: list[Clip | None], prompt: str) -> float | None:
+def diversity(clips: list[Clip | None], prompt: str, pictured: bool = False) -> float | None:
     """Diversity of a group's videos in what the prompt leaves open: 1 as in the world, 0 when all are alike.
 
     For each open attribute, the chance that two recognised videos differ in it (Simpson's index, unbiased) over the same
-    chance in the world; averaged over the attributes. None if nothing is open or fewer than two are recognised.
+    chance in the world; averaged over the attributes. pictured: what it looks like is given by a picture, only the motion can be open.
+    None if nothing is open or fewer than two are recognised.
     """
     description = parse(prompt)
-    looked = [(k, len(VALUES[k])) for k in ("shape", "colour") if getattr(description, k) is None]
+    looked = [(k, len(VALUES[k])) for k in ("shape", "colour") if getattr(description, k) is None and not pictured]
     ways = [way for way in WAYS if says(Clip(motion=description.motion, speed=description.speed), Clip(None, None, *way))]
     seen = [c for c in clips if c is not None]
     pairs = len(seen) * (len(seen) - 1)
@@ -191,20 +179,16 @@ def diversity(clips: list[Clip | None], prompt: str) -> float | None:
     return sum(ratios) / len(ratios)
 
 
-def group_diversity(videos: Tensor, prompts: list[str]) -> Tensor:
-    """(B,) `diversity` of the group each video belongs to, NaN where not defined. The videos of a prompt stand together."""
-    clips, values, start = read(videos).clips, [], 0
-    for key, group in itertools.groupby(prompts, key=lambda p: getattr(p, "key", p)):
-        n = len(list(group))
-        value = diversity(clips[start : start + n], prompts[start])
-        values += [float("nan") if value is None else value] * n
-        start += n
-        del key
+def _group_diversity(clips: list[Clip | None], prompts: list[str]) -> Tensor:
+    values = []
+    for _, group in itertools.groupby(range(len(prompts)), key=lambda i: key_of(prompts[i])):
+        rows = list(group)
+        value = diversity([clips[i] for i in rows], prompts[rows[0]], getattr(prompts[rows[0]], "image", None) is not None)
+        values += [float("nan") if value is None else value] * len(rows)
     return torch.tensor(values)
 
 
-METRICS = {"accuracy": accuracy, "motion": motion, "visual": visual, "flicker": flicker, "overall": overall,
-           "diversity": group_diversity, "first_frame": first_frame}  # fmt: skip
+METRICS = {"oracle": measure}
 
 
 def error_rate(videos: Tensor, clips: list[Clip]) -> dict[str, float]:

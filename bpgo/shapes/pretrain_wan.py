@@ -69,11 +69,12 @@ def _store_autoencoder(output: Path, vae) -> None:
     clips = sample_clips(512, torch.Generator().manual_seed(101))
     clean = sample_videos(clips, torch.Generator().manual_seed(102))
     decoded = roundtrip(vae, clean)
+    quality = clip_oracle.measure(decoded, ["a shape"] * len(clips))
     metrics = {
         "mean absolute error, [0, 1] pixels": (decoded - clean).abs().mean().item(),
         **{f"oracle {k}, clean": v for k, v in clip_oracle.error_rate(clean, clips).items()},
         **{f"oracle {k}, autoencoded": v for k, v in clip_oracle.error_rate(decoded, clips).items()},
-        **{f"{name} quality, autoencoded": clip_oracle.METRICS[name](decoded, []).mean().item() for name in ("motion", "visual")},
+        **{f"{name} quality, autoencoded": quality[name].mean().item() for name in ("motion", "visual")},
     }
     print(json.dumps(metrics, indent=1))
     facts = card("video_autoencoder", "AutoencoderKLWan of the tiny Wan pipelines.", "6 000 clips of 9 frames", metrics)
@@ -132,7 +133,8 @@ def fit(policy: WanPolicy, trained: list, steps: int, rate: float, lowest: float
 def train_text_to_video(output: Path, scale: float) -> None:
     pipeline = tiny.wan_pipeline(autoencoder(output))
     fit(policy_of(pipeline), [pipeline.transformer, pipeline.text_encoder], steps("wan", scale), 1.5e-3, 0.0, 1.0, SEEDS["wan"], "wan")
-    _finish(output / "tiny-wan", "wan", "WanPipeline (text-to-video) of the shapes world; call it with height=32, width=32, num_frames=9.", pipeline)
+    what = "WanPipeline (text-to-video) of the shapes world; call it with height=32, width=32, num_frames=9."
+    _finish(output / "tiny-wan", "wan", what, pipeline)
 
 
 def train_image_to_video(output: Path, scale: float) -> None:
