@@ -6,12 +6,16 @@ style and the marker say the same once more, so a figure reads in greyscale.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+from torch import Tensor
 
 DPI = 80  # a figure of 9 x 4 inches is then a PNG of 20 to 40 kB
 METHODS: dict[str, dict[str, object]] = {
@@ -73,9 +77,9 @@ def strips(ax: Axes, values, filled, names: Sequence[str]) -> None:
 
 
 def show_pictures(rows: Sequence, titles: Sequence[str] = (), scale: float = 1.0) -> Figure:
-    """A grid of pictures: each of `rows` is a tensor (B, 3, H, W) in [0, 1], or the frames of one video.
+    """A grid of pictures of one size: each of `rows` is a tensor (B, 3, H, W) in [0, 1], or the frames of one video.
 
-    A row's title stands on its left; `scale` is the side of a picture in inches. ValueError for another
+    A row's title stands on its left; `scale` is the height of a picture in inches. ValueError for another
     shape, or where titles and rows differ in number.
     """
     for index, row in enumerate(rows):
@@ -84,8 +88,9 @@ def show_pictures(rows: Sequence, titles: Sequence[str] = (), scale: float = 1.0
     if titles and len(titles) != len(rows):
         raise ValueError(f"{len(titles)} titles for {len(rows)} rows of pictures: give one each, or none")
     columns = max(len(row) for row in rows)
-    margin = 0.085 * max(map(len, titles), default=0)  # inches; a letter of size 9 is about this wide
-    figure, axes = new_figure(len(rows), columns, (scale * columns + margin, scale * len(rows)))
+    width = scale * columns * rows[0].shape[-1] / rows[0].shape[-2]
+    margin = 0.085 * max((len(line) for title in titles for line in title.splitlines()), default=0)  # a letter of size 9, in inches
+    figure, axes = new_figure(len(rows), columns, (width + margin, scale * len(rows)))
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -96,3 +101,36 @@ def show_pictures(rows: Sequence, titles: Sequence[str] = (), scale: float = 1.0
     for line, title in zip(axes, titles, strict=False):
         line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
     return figure
+
+
+def film(video: Tensor, given: Tensor | None = None) -> Tensor:
+    """The frames of a video (F, 3, H, W) side by side in one picture (3, H, W'), a white line between them; before them,
+    and well apart, the picture (3, H, W) that it was given."""
+    line = torch.ones_like(video[0][..., :2])
+    parts = [] if given is None else [given, line.repeat(1, 1, 4)]
+    return torch.cat([*parts, *(part for frame in video for part in (frame, line))][:-1], -1)
+
+
+def animation(rows: Sequence[Sequence[Tensor]], titles: Sequence[str], heads: Sequence[str], scale: int = 2) -> bytes:
+    """An animated GIF of rows of videos (F, 3, H, W) of one size in [0, 1], `scale` times their size: a title left of each row, a
+    head above each column. 32 colours: four rows of two videos of 32 x 32 pixels and nine frames are about 20 kB."""
+    height, width = (scale * side + 2 for side in rows[0][0].shape[-2:])
+    margin = 6 * max(map(len, titles)) + 8  # pixels
+    canvas = Image.new("RGB", (margin + width * len(heads), 14 + height * len(rows)), "white")
+    draw, pages = ImageDraw.Draw(canvas), []
+    for j, head in enumerate(heads):
+        draw.text((margin + j * width, 1), head, fill="black")
+    for i, title in enumerate(titles):
+        draw.text((2, 14 + i * height + height // 2 - 6), title, fill="black")
+    for frame in range(len(rows[0][0])):
+        pages.append(canvas.copy())
+        for i, row in enumerate(rows):
+            for j, video in enumerate(row):
+                picture = Image.fromarray((video[frame] * 255).byte().permute(1, 2, 0).numpy())
+                larger = picture.resize((width - 2, height - 2), Image.Resampling.NEAREST)
+                pages[-1].paste(larger, (margin + j * width, 14 + i * height))
+    palette = pages[len(pages) // 2].quantize(32, dither=Image.Dither.NONE)
+    first, *others = (page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages)
+    stream = io.BytesIO()
+    first.save(stream, "GIF", save_all=True, append_images=others, duration=160, loop=0)
+    return stream.getvalue()
