@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from .config import Config
+from .config import Config, Prior
 from .rollout import select
 from .trainer import Trainer
 
@@ -41,8 +41,9 @@ def bench(config: Config, rounds: int) -> str:
 
 
 def _trainer(config: Config, objective: str, folder: Path) -> Trainer:
-    """A trainer whose every iteration trains the same number of steps, without evaluation or checkpoints."""
-    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, name=objective))
+    """A trainer whose every iteration trains the same number of steps, without evaluation, checkpoints or samples for a prior."""
+    prior = Prior() if config.prior.kind.startswith("sft") else config.prior
+    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, name=objective), prior=prior)
     return Trainer(config, folder, progress=False)
 
 

@@ -114,7 +114,7 @@ class Objective:
 @settings
 class Prior:
     kind: Literal["running_mean", "constant", "sft", "sft_per_prompt", "first_frame"] = "running_mean"
-    """sft: mean reward of the starting model's own samples, over all prompts or for each. first_frame: of the given picture, as a still video."""
+    """sft: mean reward of the starting model's own samples, over all prompts or for each. first_frame: of the picture as a still video."""
     value: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """The constant, in units of the reward."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

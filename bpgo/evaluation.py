@@ -17,7 +17,10 @@ Metric = Callable[[Tensor, list[str]], Tensor | dict[str, Tensor]]  # one measur
 
 
 class Scores(NamedTuple):
-    """pixels: (P, S, 3, H, W), videos (P, S, F, 3, H, W), for P prompts x S samples; scores: metric -> (P, S), NaN where a metric is not defined."""
+    """pixels: (P, S, 3, H, W), videos (P, S, F, 3, H, W), for P prompts x S samples.
+
+    scores: metric -> (P, S), NaN where a metric is not defined.
+    """
 
     pixels: Tensor
     scores: dict[str, Tensor]
@@ -25,6 +28,22 @@ class Scores(NamedTuple):
     def means(self) -> dict[str, float]:
         """Mean of each metric over what is defined of it."""
         return {name: values.nanmean().item() for name, values in self.scores.items()}
+
+
+def check_prompts(policy, prompts: list[str], name: str) -> None:
+    """Raise ValueError, beginning with this name of theirs, for prompts or pictures that the policy refuses."""
+    try:
+        images = images_of(prompts)
+        policy.check(prompts) if images is None else policy.check(prompts, images)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def try_metrics(policy, prompt: str, metrics: dict[str, Metric]) -> None:
+    """Measure decoded noise: a reward or a measure that cannot score what this policy makes raises now, not hours later."""
+    pixels = policy.decode(row_noise([0], policy.latent_shape(), 1, policy.device)[0])
+    for metric in metrics.values():
+        metric(pixels, [prompt])
 
 
 def encode(policy, prompts: list[str]) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
 import json
@@ -46,22 +45,24 @@ def images_of(prompts: list[str]) -> list | None:
     without = [p for p, image in zip(prompts, images, strict=True) if image is None]
     if without and len(without) < len(prompts):
         raise ValueError(f"prompt {without[0]!r} has no image, and others have ({len(without)} of {len(prompts)} without)")
-    return None if without else images
+    return None if without or not images else images
 
 
 def read_prompts(path: str) -> list[str]:
     """Prompts of a text file (one a line, blank lines skipped) or of JSON lines (`prompt` and, for image-to-video, `image`).
 
-    image: a path, from the file's own folder, or a `data:` URI. Raises ValueError if there is no prompt, FileNotFoundError for a missing file.
+    image: a path, from the file's own folder, or a `data:` URI. Raises FileNotFoundError for a missing file, ValueError, with the file and
+    the line, for what cannot be read, or if there is no prompt.
     """
     place = resolve(path)
     if not isinstance(place, Path) or not place.is_file():
         raise FileNotFoundError(f"no prompt file {path!r}")
-    lines = [line for line in place.read_text().splitlines() if line.strip()]
-    if place.suffix == ".jsonl":
-        prompts = [_row(line, place, number) for number, line in enumerate(lines, 1)]
-    else:
-        prompts = [Prompt(line.strip()) for line in lines]
+    try:
+        text = place.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"the prompt file {place} is not UTF-8 text") from None
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    prompts = [_row(line, place, number) if place.suffix == ".jsonl" else Prompt(line) for number, line in lines]
     if not prompts:
         raise ValueError(f"the prompt file {place} has no prompts")
     return prompts
@@ -71,14 +72,16 @@ def _row(line: str, place: Path, number: int) -> Prompt:
     try:
         row = json.loads(line)
         text, image = row["prompt"], row.get("image")
+        if not isinstance(text, str):
+            raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f'{place} is not JSON lines with the key "prompt" (line {number})') from None
+        raise ValueError(f'{place} is not JSON lines with the key "prompt", a text (line {number})') from None
     return Prompt(text, None if image is None else open_image(image, place.parent, f"{place}, line {number}"))
 
 
 def open_image(source: str, folder: Path, where: str):
-    """A PIL image from a path (relative: to `folder`) or a `data:` URI. Raises FileNotFoundError, ValueError; `where` goes into the message."""
-    from PIL import Image, UnidentifiedImageError
+    """A PIL image from a path (relative: to `folder`) or a `data:` URI. Raises FileNotFoundError, ValueError; `where` goes into both."""
+    from PIL import Image
 
     try:
         if source.startswith("data:"):
@@ -88,7 +91,7 @@ def open_image(source: str, folder: Path, where: str):
         image.load()
     except FileNotFoundError:
         raise FileNotFoundError(f"{where}: there is no image {folder / source}") from None
-    except (UnidentifiedImageError, binascii.Error, OSError, AttributeError):
+    except (OSError, ValueError, SyntaxError, AttributeError, Image.DecompressionBombError):
         raise ValueError(f"{where}: {str(source)[:60]!r} is no image that can be read") from None
     return image
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
 import time
@@ -25,10 +26,10 @@ from tqdm.auto import tqdm
 
 from . import checkpoint, objective
 from .config import Config, differences, to_dict
-from .evaluation import Metric, Scores, encode_each, evaluate
+from .evaluation import Metric, Scores, check_prompts, encode_each, evaluate, try_metrics
 from .files import write_atomic
 from .generators import load_generator
-from .prompts import images_of, key_of, read_prompts
+from .prompts import key_of, read_prompts
 from .reference import make_prior
 from .rewards import Reward, RewardError, checked, load_reward
 from .rollout import Plan, Rollout, micro_batches, plan, sample_groups, seed_of
@@ -43,7 +44,8 @@ class Trainer:
     """One run in one folder. The same config and folder go on from the newest checkpoint; another config is refused.
 
     output: metrics.jsonl, timing.jsonl, evaluations.jsonl, config.json, checkpoint-*/ and, at the end, final/ for plain diffusers.
-    reward, prompts, policy: instead of what the config names. metrics: further measures `(pixels, prompts) -> (B,)` for evaluation.
+    reward, prompts, policy: instead of what the config names. metrics: further measures `(pixels, prompts) -> (B,)`, or a dict of several,
+    for evaluation. Reward and measures are tried on noise before anything is written.
     """
 
     def __init__(
@@ -68,7 +70,8 @@ class Trainer:
         if config.groups % self.accelerator.num_processes:
             raise ValueError(f"groups={config.groups} cannot be split over {self.accelerator.num_processes} processes")
         self.policy = policy or self._load_policy()
-        self._check(self.prompts + self.evaluation_prompts)
+        check_prompts(self.policy, self.prompts, "prompts")
+        check_prompts(self.policy, self.evaluation_prompts, "evaluation.prompts")
         device = str(self.accelerator.device)
         score = reward or load_reward(config.reward.name, config.reward.path, device)
         self.reward = lambda pixels, prompts: checked(score, config.reward.name, pixels, prompts)
@@ -76,11 +79,13 @@ class Trainer:
         if config.evaluation.held_out:
             self.metrics["held_out"] = load_reward(config.evaluation.held_out.name, config.evaluation.held_out.path, device)
         self.metrics |= metrics or {}
+        try_metrics(self.policy, self.prompts[0], self.metrics)
         self.sigmas = sigma_grid(config.sampling.steps, config.sampling.shift)
         self._plan(random.Random())  # refuses what does not fit
         self.iteration, self.cond = 0, {}
         self._prepare()
-        self.prior = make_prior(config, self.policy, self.reward, self.prompts)
+        with torch.random.fork_rng([]):  # a prior that is found in the cache draws nothing
+            self.prior = make_prior(config, self.policy, self.reward, self.prompts)
         self._resume()
         if self.accelerator.is_main_process:
             write_atomic(self.output / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
@@ -93,12 +98,11 @@ class Trainer:
         """Refuse at the door a folder that cannot be written to, or that holds a run of another config."""
         try:
             self.output.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.output / ".writable", "")
-            (self.output / ".writable").unlink()
+            probe = self.output / f".writable-{os.getpid()}"  # each process of a run its own
+            write_atomic(probe, "")
+            probe.unlink()
         except OSError as error:
-            raise OSError(
-                f"cannot write to the output folder {self.output}: {error.strerror}. Choose another"
-            ) from error
+            raise OSError(f"cannot write to the output folder {self.output}: {error.strerror}. Choose another") from error
         place = self.output / "config.json"
         if place.exists():
             new = json.loads(json.dumps(to_dict(self.config)))
@@ -122,18 +126,12 @@ class Trainer:
             policy.add_lora(g.lora_rank, g.lora_alpha or 2 * g.lora_rank)
         return policy
 
-    def _check(self, prompts: list[str]) -> None:
-        images = images_of(prompts)
-        self.policy.check(prompts) if images is None else self.policy.check(prompts, images)
-
     def _prepare(self) -> None:
         o, modules = self.config.optimiser, self.policy.modules
         named = ((f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters())
         self.parameters = {name: p for name, p in named if p.requires_grad}
         groups = [{"params": [p for p in module.parameters() if p.requires_grad]} for module in modules.values()]
-        optimiser = torch.optim.AdamW(
-            groups, lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True
-        )
+        optimiser = torch.optim.AdamW(groups, lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True)
         torch.manual_seed(self.config.seed)  # for rewards and measures that draw
         *prepared, self.optimiser = self.accelerator.prepare(*modules.values(), optimiser)
         self.policy.modules = dict(zip(modules, prepared, strict=True))

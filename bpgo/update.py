@@ -33,7 +33,9 @@ def update_policy(
     group_size = advantages.main.shape[1]
     main = advantages.main.flatten()
     auxiliary = None if advantages.auxiliary is None else advantages.auxiliary.flatten()
-    groups = [group["params"] for group in optimiser.param_groups]  # one a transformer, so that no expert's gradient scales another's
+    groups = [group["params"] for group in optimiser.param_groups]  # one a module: no expert's gradient scales another's
+    expert = getattr(policy, "expert", lambda sigma: next(iter(policy.modules)))  # the module that makes a step
+    last = {expert(plan.sigmas[i]): n for n, i in enumerate(plan.trained)}
     logged, norms, drift = [], [], []
     for parts in batches:
         optimiser.zero_grad(set_to_none=True)  # what an interrupted update may have left
@@ -42,10 +44,10 @@ def update_policy(
             chosen = select(cond, part, group_size)
             share = (part.stop - part.start) / rows / len(plan.trained)
             for n, i in enumerate(plan.trained):
-                final = part is parts[-1] and n == len(plan.trained) - 1
-                with ExitStack() as unsynchronised:  # gradients are exchanged once an update, not once a backward pass
-                    for module in policy.modules.values() if not final else ():
-                        unsynchronised.enter_context(accelerator.no_sync(module))
+                with ExitStack() as unsynchronised:  # a module's gradients are exchanged once an update, in its last backward pass
+                    for name, module in policy.modules.items():
+                        if part is not parts[-1] or n != last.get(name):
+                            unsynchronised.enter_context(accelerator.no_sync(module))
                     velocity = policy.velocity(rollout.x[n, part], plan.sigmas[i], chosen)
                     log_prob = plan.step(i, rollout.x[n, part], velocity, x_next=rollout.x_next[n, part]).log_prob
                     log_ratio = log_prob - rollout.log_prob[n, part]

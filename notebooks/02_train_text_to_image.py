@@ -38,38 +38,20 @@ output: str = ""  # folder for the record and the runs; empty, a temporary one
 interactive: bool = False  # a slider through the prompts, in Jupyter
 
 # %%
-import tempfile
-from pathlib import Path
-
-import diffusers
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import transformers
 
-from bpgo.analysis import plots, runs
-from bpgo.config import read_config
+from bpgo.analysis import figures, plots, runs
+from bpgo.analysis.study import Study
 from bpgo.objective import group_advantages
 from bpgo.shapes.oracle import METRICS
-from bpgo.trainer import Trainer
 
-for library in (diffusers, transformers):  # their bars and notices
-    library.utils.logging.disable_progress_bar()
-    library.utils.logging.set_verbosity_error()
-
-
-def new_trainer(objective, seed, folder):
-    given = {"objective.name": objective, "seed": seed, "iterations": iterations, "evaluation.every": evaluate_every}
-    given |= {"generator.path": checkpoint} if checkpoint else {}
-    config = read_config(preset, [*(f"{key}={value}" for key, value in given.items()), *overrides])
-    return Trainer(config, folder, metrics=METRICS if config.evaluation.oracle else {}, progress=False)
+study = Study(preset, objectives, seeds, iterations, evaluate_every, checkpoint, overrides, output, METRICS)
+start = study.start()  # a bpgo.trainer.Trainer, with the preset's settings
+config, prompts, before = start.config, start.evaluation_prompts, start.evaluate()
 
 # %%
-scratch = tempfile.TemporaryDirectory()
-start = new_trainer(objectives[0], seeds[0], Path(scratch.name) / "start")
-config, prompts, before = start.config, start.evaluation_prompts, start.evaluate()
-del start  # only its pictures are needed
-
 facts = runs.prompt_facts(config.evaluation.prompts or config.prompts, prompts)
 order = np.argsort(-facts["level"], kind="stable")  # from clear to ambiguous
 rewards = before.scores["reward"]  # (prompts, samples)
@@ -89,23 +71,7 @@ plt.show()
 # Each iteration draws 8 prompts and 12 pictures of each by a stochastic sampler, scores them, and takes two small steps along equation 5. Everything lies in one folder a run: a killed notebook goes on from there if `output` is given.
 
 # %%
-def keep(figure, name):  # show it, and leave it beside the record
-    if output:
-        figure.savefig(Path(output) / f"{name}.png", dpi=plots.DPI)
-    plt.show()
-
-
-folder = Path(output or scratch.name) / "runs"
-pictures, results = {}, {name: [] for name in objectives}
-for seed in seeds:
-    for name in objectives:
-        place = folder / f"{name}-{seed}"
-        trainer = new_trainer(name, seed, place)
-        trainer.train()
-        results[name].append(runs.read_run(place))
-        if seed == seeds[0]:
-            pictures[name] = trainer.evaluate()
-        del trainer
+logs, pictures = study.train()  # Trainer.train() for each objective and seed
 print(len(seeds) * len(objectives), "runs of", iterations, "iterations")
 
 # %% [markdown]
@@ -133,7 +99,7 @@ def compare(indices):
 
 _, one_each = np.unique(-np.round(4 * facts["level"]), return_index=True)  # the first prompt of each level
 if not interactive:
-    keep(compare([clear, *(one_each[1:] if len(one_each) > 1 else order[1:5])]), "samples")
+    study.keep(compare([clear, *(one_each[1:] if len(one_each) > 1 else order[1:5])]), "samples")
 
 # %% [markdown]
 # `R` is the mean reward of the four pictures, `right` the share that shows all its prompt says. For a slider through all prompts, set `interactive = True`.
@@ -149,21 +115,7 @@ if interactive:
 # **Before you look:** what would gaming the reward look like in these curves?
 
 # %%
-NAMES = {"reward": "training reward", "held_out": "held-out reward", "accuracy": "oracle accuracy", "diversity": "diversity"}
-panels = [("metrics", "reward"), *(("evaluations", m) for m in ("reward", "held_out", "accuracy") if m in before.scores)]
-figure, [axes] = plots.new_figure(1, len(panels), (2.9 * len(panels), 3.1))
-for ax, (log, metric) in zip(axes, panels, strict=True):
-    width = max(1, iterations // 10) if log == "metrics" else 1
-    curves = {name: runs.smooth(*runs.curve(found, log, metric), width) for name, found in results.items()}
-    middle = {name: runs.t_interval(values) for name, (_, values) in curves.items()}
-    bands = {name: (m - half, m + half) for name, (m, half) in middle.items()} if len(seeds) > 1 else None
-    steps = next(iter(curves.values()))[0]
-    plots.plot_methods(ax, steps, {name: m for name, (m, _) in middle.items()}, bands)
-    where = "training" if log == "metrics" else "evaluation"
-    plots.labelled(ax, f"{NAMES[metric]}, {where}", "iteration", "share of pictures" if metric == "accuracy" else "no unit")
-    if ax is not axes[0]:
-        ax.get_legend().remove()
-keep(figure, "curves")
+study.keep(figures.curves(logs, [m for m in ("reward", "held_out", "accuracy") if m in before.scores]), "curves")
 
 # %% [markdown]
 # On the left, every objective sees the same prompts at the same iteration, so the curves (means over a tenth of the run) share their ups and downs: compare them with one another, not with their own past. Gaming shows as a rising reward over a flat or falling judge.
@@ -174,22 +126,8 @@ keep(figure, "curves")
 # **Before you look:** GRPO works as hard on noise as on signal. At which levels could that do harm, and which measure would show it?
 
 # %%
-parts = {name: runs.scores(found) for name, found in results.items()}  # metric -> (seeds, prompts)
-first = runs.scores(results[objectives[0]][:1], 0)
-panels = [m for m in ("accuracy", "diversity") if m in first] or ["reward"]
-if np.isnan(facts["level"]).all():
-    print("the prompt file grades no level of ambiguity: no figure")
-else:
-    figure, [axes] = plots.new_figure(1, len(panels), (4.5 * len(panels), 3.4))
-    for ax, metric in zip(axes, panels, strict=True):
-        levels, (mean,), count = runs.by_level(first[metric], facts["level"])
-        ax.plot(levels, mean, color="0.6", linewidth=4, label="before")
-        after = {name: runs.t_interval(runs.by_level(scores[metric], facts["level"])[1]) for name, scores in parts.items()}
-        bands = {name: (m - half, m + half) for name, (m, half) in after.items()} if len(seeds) > 1 else None
-        plots.plot_methods(ax, levels, {name: m for name, (m, _) in after.items()}, bands)
-        unit = {"accuracy": "share of pictures", "diversity": "1 = as in the world"}.get(metric, "no unit")
-        plots.labelled(ax, f"{NAMES[metric]} by level", "level: share of attributes named (prompts)", unit)
-        ax.set_xticks(levels, [f"{at:g}\n({n})" for at, n in zip(levels, count, strict=True)])
+first, parts = runs.outcome(logs, facts["bits"])  # metric -> (seeds, prompts), before and by objective
+if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "diversity") if m in first] or ["reward"]):
     plt.show()
 
 # %% [markdown]
@@ -206,16 +144,8 @@ from bpgo.objective import k_from_kappa, ras_weights
 o = config.objective
 k = o.k if o.k is not None else k_from_kappa(1.0 if o.kappa is None else o.kappa, rewards)
 weights = ras_weights(rewards, rewards.mean(), o.alpha, k).numpy()
-figure, [[left, right]] = plots.new_figure(1, 2, (9, 3.3))
-for name in (name for name in objectives if name in ("ras", "bpgo", "bgpo")):
-    steps = runs.curve(results[name], "metrics", "weight_mean")[0]
-    low, mean, high = (runs.curve(results[name], "metrics", f"weight_{part}")[1].mean(0) for part in ("min", "mean", "max"))
-    plots.plot_methods(left, steps, {name: mean}, {name: (low, high)})
-plots.labelled(left, "weights in training: mean and range", "iteration", "weight w of a group")
 others = {"level": facts["level"]} | ({"accuracy": first["accuracy"][0]} if "accuracy" in first else {})
-right.scatter(facts["level"], weights, c=others.get("accuracy"), cmap="gray_r", vmin=0, vmax=1, edgecolors="black", s=30)
-plots.labelled(right, "weights of the evaluation prompts", "level: share of attributes named", "weight w of a group")
-right.axhline(1, color="0.4", ls="--", lw=1)
+figures.weights(logs, weights, facts["level"], others.get("accuracy"))
 plt.show()
 for name, values in others.items():
     print(f"rank correlation of the weight with {name}: {spearmanr(weights, values).statistic:+.2f}")
@@ -224,47 +154,23 @@ for name, values in others.items():
 # A prompt is trusted for a high mean reward, whatever its cause. Empty prompts sit together just below 1: every picture fits them a little. Among prompts of one level, those drawn right stand above those drawn wrong, and the smallest weights go to prompts that the model gets *wrong*, clear ones included. So the weight mixes two things, how clear a prompt is and how well the model does already; the two numbers say how much of each.
 #
 # ## What is it worth?
-# Each line below is a paired difference on the same prompts and noise, with its 95 % t interval.
+# Each number below is a paired difference on the same prompts and noise, with its 95 % t interval.
 
 # %%
-from bpgo.records import aligned
-
-for scores in (first, *parts.values()):
-    if "accuracy" in scores:
-        scores["accuracy_specified"] = np.where(facts["bits"] == 0, scores["accuracy"], np.nan)
-pairs = [(name, "before") for name in objectives] + [(n, "grpo") for n in objectives if "grpo" in parts and n != "grpo"]
-lines = [["", *first]]
-for name, base in pairs:
-    found = [runs.contrast(parts[name][m], first[m] if base == "before" else parts[base][m]) for m in first]
-    lines.append([f"{name} - {base}", *(f"{mean:+.3f} ± {half:.3f}" for mean, half in found)])
 print("intervals over", "seeds" if len(seeds) > 1 else f"{len(prompts)} prompts of a single seed")
-print(aligned(lines))
+print(runs.contrasts(parts, first, "before"), end="\n\n")
+if "grpo" in parts and len(parts) > 1:
+    print(runs.contrasts({name: scores for name, scores in parts.items() if name != "grpo"}, parts["grpo"], "grpo"))
 
 # %%
-phases = ("sample", "decode", "score", "update", "seconds")
-time = {name: [np.median([row[p] for run in found for row in run.timing]) for p in phases] for name, found in results.items()}
-lines = [["median s an iteration", *phases[:-1], "all"]]
-print(aligned(lines + [[name, *(f"{value:.2f}" for value in row)] for name, row in time.items()]))
+spent, table = runs.seconds(logs)
+print(table)
 
 # %% [markdown]
 # With one seed the interval covers other *prompts*. It says nothing about another *training*, and trainings differ: **one seed decides nothing**, and where two objectives lie within each other's intervals, neither won. `make reproduce ARGS="--profile foundations"` trains three seeds for 100 iterations and writes a table with intervals over seeds to `reproduce/results/foundations/`; go by that. Time is no difference between objectives: all share one forward pass (`python -m bpgo bench` measures it side by side).
 
 # %% tags=["nbval-check-output"]
-from bpgo.records import record
-
-
-def plain(values):
-    return None if np.isnan(values) else round(float(values), 6)
-
-
-values = {"before": {m: plain(runs.mean(s[0])) for m, s in first.items()}}
-per_seed = {name: {m: [plain(v) for v in runs.mean(s)] for m, s in scores.items()} for name, scores in parts.items()}
-for name, scores in parts.items():
-    values[name] = {m: plain(runs.mean(runs.mean(s))) for m, s in scores.items()}
-    values[name]["seconds_per_iteration"] = time[name][-1]
-context = dict(preset=preset, seeds=seeds, iterations=iterations, checkpoint=config.generator.path, overrides=overrides)
-_ = record("text_to_image", values, output, rtol=0.05, atol=0.02, context=context | {"per_seed": per_seed},
-           uncompared=["seconds_per_iteration"])  # fmt: skip
+study.record("text_to_image", first, parts, spent)
 
 # %% [markdown]
 # ## Exercises

@@ -1,6 +1,6 @@
 """Put the committed results into the README: `python reproduce/readme.py` (`--check`: exit code 1 if it is out of date).
 
-The picture, the table of the profile `foundations` and the timing ratios stand between marks; all else is left alone.
+The pictures, the tables of the profiles `foundations` and `video` and the timing ratios stand between marks; all else is left alone.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from bpgo.files import write_atomic
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "reproduce/results/foundations"
 SEED = "text_to_image-seed0"
+VIDEO = "reproduce/results/video"
 
 
 def picture(root):
@@ -32,14 +33,31 @@ def results(root):
     )
 
 
+def video_picture(root):
+    """The clips before and after training that notebooks 03 and 04 left for the first seed; nothing where there are none."""
+    files = [f"{VIDEO}/{task}-seed0/samples.gif" for task in ("text_to_video", "image_to_video")]
+    alt = "Clips for prompts of rising ambiguity, before training and after it"
+    pictures = "\n".join(f"![{alt}]({file})" for file in files if (root / file).exists())
+    return f"{pictures}\n\n*The tiny Wan, text-to-video and image-to-video, before and after 40 iterations (seed 0).*" if pictures else ""
+
+
+def video(root):
+    """The table over seeds of both video tasks; nothing where there is none."""
+    place, said = root / VIDEO / "table.md", "40 iterations of 8 prompts x 8 clips on the tiny Wan, from the same start."
+    return f"{said} {place.read_text().strip()}" if place.exists() else ""
+
+
+MARKS = {"picture": picture, "results": results, "video picture": video_picture, "video": video}
+
+
 def filled(text, root):
     """The README with what stands between its marks made anew."""
-    for mark, make in {"picture": picture, "results": results}.items():
+    for mark, make in MARKS.items():
         start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
         pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
         if not pattern.search(text):
             raise ValueError(f"README.md has no place for the {mark}: {start} ... {end}")
-        made = f"{start}\n{make(root)}\n{end}"
+        made = "\n".join(filter(None, [start, make(root), end]))
         text = pattern.sub(lambda _, made=made: made, text)
     return text
 

@@ -40,6 +40,11 @@ METRICS = {
     "held_out": "held-out reward",
     "accuracy": "oracle accuracy",
     "accuracy_specified": "specified only",
+    "motion": "motion",
+    "visual": "visual quality",
+    "overall": "overall",
+    "flicker": "flicker",
+    "first_frame": "first-frame distance",
     "diversity": "diversity",
     "distance": "distance",
     "seconds_per_iteration": "s/iteration",
@@ -97,9 +102,9 @@ def _digest(paths):
 
 
 def clear_stale(work):
-    """Delete the unfinished and finished training runs of other code: a job goes on only from runs of its own version."""
+    """Delete the training runs, finished or not, of other code or parameters: a job goes on only from runs of its own."""
     for job in work.values():
-        runs, now = Path(job["record"]).parent / "runs", json.dumps(code(job))
+        runs, now = Path(job["record"]).parent / "runs", json.dumps([code(job), job["given"]])
         mark = runs / "code.json"
         if runs.exists() and not (mark.exists() and mark.read_text() == now):
             shutil.rmtree(runs)
@@ -159,11 +164,12 @@ def interval(values):
 
 
 def table(rows):
-    """The summary as lines of text cells: mean, or mean ± half width of the 95 % interval."""
-    lines = [["experiment", "objective", "seeds", *METRICS.values()]]
+    """The summary as lines of text cells: mean, or mean ± half width of the 95 % interval, of each metric that any row has."""
+    metrics = [metric for metric in METRICS if any(measured[metric] for _, _, measured in rows)]
+    lines = [["experiment", "objective", "seeds", *(METRICS[metric] for metric in metrics)]]
     for experiment, row, measured in rows:
         seeds = str(max(map(len, measured.values())))
-        lines.append([experiment, row, seeds, *(_cell(measured[metric]) for metric in METRICS)])
+        lines.append([experiment, row, seeds, *(_cell(measured[metric]) for metric in metrics)])
     return lines
 
 

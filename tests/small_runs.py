@@ -5,15 +5,19 @@ A fork server imports torch and diffusers once, so a run costs what it trains. E
 
 import importlib
 import itertools
+import json
 import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 HEAVY = ["torch", "accelerate", "peft", "tqdm.auto", "diffusers.training_utils", "diffusers.pipelines.flux.pipeline_flux",
-         "transformers.models.clip.modeling_clip", "transformers.models.t5.modeling_t5", "bpgo.trainer"]  # fmt: skip
+         "diffusers.pipelines.wan.pipeline_wan", "diffusers.pipelines.wan.pipeline_wan_i2v", "transformers.models.clip.modeling_clip",
+         "transformers.models.t5.modeling_t5", "transformers.models.umt5.modeling_umt5", "bpgo.trainer"]  # fmt: skip
 
 
 def run(arguments, log, *disturbances):
@@ -26,6 +30,33 @@ def run(arguments, log, *disturbances):
     return process.exitcode, Path(log).read_text()
 
 
+def together(count, arguments, log):
+    """`python -m bpgo ARGUMENTS` in `count` processes that train together. Returns the exit code and the words of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(HEAVY)
+    logs = [Path(f"{log}-{rank}") for rank in range(count)]
+    processes = [
+        server.Process(target=_main, args=(list(map(str, arguments)), str(file), (partial(rank_of, rank, count, port),)))
+        for rank, file in enumerate(logs)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [(process.exitcode, file.read_text()) for process, file in zip(processes, logs, strict=True)]
+
+
+def rank_of(rank, count, port):
+    """What `accelerate launch` sets for process number `rank` of `count`, on CPUs."""
+    if count > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in names.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+
+
 def _main(arguments, log, disturbances):
     out = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     os.dup2(out, 1)
@@ -34,7 +65,8 @@ def _main(arguments, log, disturbances):
 
     from bpgo.__main__ import main
 
-    importlib.import_module("bpgo.trainer")  # while it may still read everything
+    for name in ("bpgo.trainer", "encodings.utf_8_sig"):  # while it may still read everything
+        importlib.import_module(name)
     torch.set_num_threads(1)
     reward()
     for disturb in disturbances:
@@ -48,15 +80,17 @@ def _main(arguments, log, disturbances):
 def reward(act=None, call=None):
     """Make `reward.name=test` a CLIP reward with a little noise of torch's own generator, so that its state counts too.
 
-    At its call number `call`, evaluations counted, it does `act(values)`.
+    For a folder of VideoCLIP it is a reward of videos. At its call number `call`, evaluations counted, it does `act(values)`; call 0 is
+    the trial before the run.
     """
     import torch
 
-    from bpgo.rewards import REWARDS, clip
+    from bpgo.rewards import REWARDS, clip, video_clip_xl
 
     def load(path):
-        model, score = clip.load(path)
-        calls = itertools.count(1)
+        videos = "frames" in json.loads((Path(path) / "config.json").read_text())
+        model, score = (video_clip_xl if videos else clip).load(path)
+        calls = itertools.count()
 
         def noisy(pixels, prompts):
             values = score(pixels, prompts) + 1e-3 * torch.rand(len(prompts))
@@ -102,9 +136,9 @@ def half_written(part):
 
 def half_saved():
     """Kill the process when one part of the final pipeline is about to be saved."""
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderKLWan
 
-    AutoencoderKL.save_pretrained = kill
+    AutoencoderKL.save_pretrained = AutoencoderKLWan.save_pretrained = kill
 
 
 def largest_file(size):

@@ -162,7 +162,8 @@ def run(name, output, *parameters, root=ROOT):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_the_notebook_runs_at_its_smallest(path, tmp_path):
+def test_the_notebook_runs_at_its_smallest(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("BPGO_CACHE", str(tmp_path / "cache"))  # rewards of the starting model, which a prior is made of
     smallest = [f"{key}={json.dumps(value)}" for key, value in header(path).get("smallest", {}).items()]
     done = run(path.stem, tmp_path / "out.ipynb", f"output={tmp_path}", *smallest)
     assert done.returncode == 0, done.stderr

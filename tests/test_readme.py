@@ -15,6 +15,19 @@ def test_its_results_are_the_committed_ones():
     assert readme.filled(TEXT, ROOT) == TEXT, "out of date: run `python reproduce/readme.py`"
 
 
+def test_it_takes_up_the_video_results_when_they_are_there(tmp_path):
+    (tmp_path / "reproduce" / "results").mkdir(parents=True)
+    (tmp_path / readme.RESULTS).symlink_to(ROOT / readme.RESULTS)
+    assert readme.filled(TEXT, tmp_path).count("samples.gif") == 0
+    for task in ("text_to_video", "image_to_video"):
+        (tmp_path / readme.VIDEO / f"{task}-seed0").mkdir(parents=True)
+        (tmp_path / readme.VIDEO / f"{task}-seed0" / "samples.gif").touch()
+    (tmp_path / readme.VIDEO / "table.md").write_text("| a table |\n")
+    text = readme.filled(TEXT, tmp_path)
+    assert text.count("samples.gif") == 2 and "| a table |\n<!-- /video -->" in text
+    assert readme.filled(text, tmp_path) == text
+
+
 def test_its_links_lead_to_files_of_the_repository():
     targets = [t for t in re.findall(r"\]\(([^)#]+)\)", TEXT) if not t.startswith("http")]
     assert targets and [t for t in targets if not (ROOT / t).exists()] == []

@@ -331,7 +331,9 @@ def test_tokenizers_take_one_token_a_word_and_the_longest_caption(build):
 
 # ------------------------------------------------------------------------------------------------------- what is shipped
 
-FOLDERS = ("tiny-autoencoder", "tiny-flux", "tiny-reward", "tiny-held-out")
+PICTURES = ("tiny-autoencoder", "tiny-flux", "tiny-reward", "tiny-held-out")
+VIDEOS = ("tiny-video-autoencoder", "tiny-wan", "tiny-wan-image", "tiny-video-reward", "tiny-video-held-out")
+FOLDERS = PICTURES + VIDEOS
 
 
 def test_what_is_shipped_is_small_and_of_no_format_that_runs_code():
@@ -354,7 +356,7 @@ def test_every_shipped_checkpoint_has_its_card(folder):
 
 
 def test_the_shipped_prompts_are_what_their_command_makes(tmp_path):
-    assert main(["pretrain", "prompts", "--output", str(tmp_path)]) == 0
+    assert main(["pretrain", "prompts", "video_prompts", "--output", str(tmp_path)]) == 0
     made = {path.name: path.read_text() for path in (tmp_path / "prompts").iterdir()}
     assert made == {path.name: path.read_text() for path in (SHIPPED / "prompts").iterdir() if path.suffix == ".jsonl"}
 
@@ -377,8 +379,11 @@ def test_pretraining_runs_end_to_end(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FOLDERS, "prompts"])
     for folder in FOLDERS:
         assert json.loads((tmp_path / folder / "card.json").read_text())["metrics"]
-    policy = load_generator(tmp_path / "tiny-flux", height=32, width=32)
-    pixels = policy.decode(torch.randn(2, *policy.latent_shape()))
-    for name, folder in (("clip", "tiny-reward"), ("image_reward", "tiny-held-out")):
+    pictures = (("tiny-flux", {}, "clip", "tiny-reward"), ("tiny-flux", {}, "image_reward", "tiny-held-out"))
+    videos = (("tiny-wan", {"frames": 9}, "video_clip_xl", "tiny-video-reward"),
+              ("tiny-wan-image", {"frames": 9}, "image_grid", "tiny-video-held-out"))  # fmt: skip
+    for generator, frames, name, folder in pictures + videos:
+        policy = load_generator(tmp_path / generator, height=32, width=32, **frames)
+        pixels = policy.decode(torch.randn(2, *policy.latent_shape()))
         assert load_reward(name, tmp_path / folder)(pixels, ["a shape", "a red circle"]).isfinite().all()
     assert main(["pretrain", "fluks", "--output", str(tmp_path)]) == 2

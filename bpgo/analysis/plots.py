@@ -76,11 +76,11 @@ def strips(ax: Axes, values, filled, names: Sequence[str]) -> None:
     ax.set_ylim(len(names) - 0.5, -0.5)
 
 
-def show_pictures(rows: Sequence, titles: Sequence[str] = (), scale: float = 1.0) -> Figure:
+def show_pictures(rows: Sequence, titles: Sequence[str] = (), scale: float = 1.0, space: float = 0.0) -> Figure:
     """A grid of pictures of one size: each of `rows` is a tensor (B, 3, H, W) in [0, 1], or the frames of one video.
 
-    A row's title stands on its left; `scale` is the height of a picture in inches. ValueError for another
-    shape, or where titles and rows differ in number.
+    A row's title stands on its left; `scale` is the height of a picture in inches, `space` what a row has beside it for
+    labels. ValueError for another shape, or where titles and rows differ in number.
     """
     for index, row in enumerate(rows):
         if row.ndim != 4 or row.shape[1] != 3:
@@ -88,9 +88,9 @@ def show_pictures(rows: Sequence, titles: Sequence[str] = (), scale: float = 1.0
     if titles and len(titles) != len(rows):
         raise ValueError(f"{len(titles)} titles for {len(rows)} rows of pictures: give one each, or none")
     columns = max(len(row) for row in rows)
-    width = scale * columns * rows[0].shape[-1] / rows[0].shape[-2]
+    width = scale * columns * max(1, rows[0].shape[-1] / rows[0].shape[-2])
     margin = 0.085 * max((len(line) for title in titles for line in title.splitlines()), default=0)  # a letter of size 9, in inches
-    figure, axes = new_figure(len(rows), columns, (width + margin, scale * len(rows)))
+    figure, axes = new_figure(len(rows), columns, (width + margin, (scale + space) * len(rows)))
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -115,7 +115,7 @@ def animation(rows: Sequence[Sequence[Tensor]], titles: Sequence[str], heads: Se
     """An animated GIF of rows of videos (F, 3, H, W) of one size in [0, 1], `scale` times their size: a title left of each row, a
     head above each column. 32 colours: four rows of two videos of 32 x 32 pixels and nine frames are about 20 kB."""
     height, width = (scale * side + 2 for side in rows[0][0].shape[-2:])
-    margin = 6 * max(map(len, titles)) + 8  # pixels
+    margin = round(5.3 * max(map(len, titles))) + 8  # pixels
     canvas = Image.new("RGB", (margin + width * len(heads), 14 + height * len(rows)), "white")
     draw, pages = ImageDraw.Draw(canvas), []
     for j, head in enumerate(heads):
@@ -129,7 +129,7 @@ def animation(rows: Sequence[Sequence[Tensor]], titles: Sequence[str], heads: Se
                 picture = Image.fromarray((video[frame] * 255).byte().permute(1, 2, 0).numpy())
                 larger = picture.resize((width - 2, height - 2), Image.Resampling.NEAREST)
                 pages[-1].paste(larger, (margin + j * width, 14 + i * height))
-    palette = pages[len(pages) // 2].quantize(32, dither=Image.Dither.NONE)
+    palette = Image.fromarray(np.concatenate([np.asarray(page) for page in pages])).quantize(32, dither=Image.Dither.NONE)
     first, *others = (page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages)
     stream = io.BytesIO()
     first.save(stream, "GIF", save_all=True, append_images=others, duration=160, loop=0)

@@ -14,7 +14,10 @@ import numpy as np
 from scipy.stats import t as student
 
 from ..files import resolve
+from ..records import aligned
 from ..trainer import read_log
+
+Parts = dict[str, dict[str, np.ndarray]]  # objective -> metric -> (seeds, prompts)
 
 
 class Run(NamedTuple):
@@ -89,3 +92,34 @@ def contrast(after: np.ndarray, before: np.ndarray) -> tuple[float, float]:
     units = mean(difference) if len(difference) > 1 else difference[0]
     middle, half = t_interval(units[~np.isnan(units)])
     return float(middle), float(half)
+
+
+def outcome(logs: dict[str, list[Run]], bits: np.ndarray) -> tuple[dict[str, np.ndarray], Parts]:
+    """Scores before, {metric: (1, P)}, and after training, of every metric that is defined anywhere; `accuracy_specified` is the accuracy
+    on prompts that leave nothing open."""
+    first = scores(next(iter(logs.values()))[:1], 0)
+    parts = {name: scores(found) for name, found in logs.items()}
+    empty = [m for m in first if all(np.isnan(table[m]).all() for table in (first, *parts.values()))]
+    for table in (first, *parts.values()):
+        for m in empty:
+            del table[m]
+        if "accuracy" in table:
+            table["accuracy_specified"] = np.where(bits == 0, table["accuracy"], np.nan)
+    return first, parts
+
+
+def contrasts(parts: Parts, base: dict[str, np.ndarray], name: str) -> str:
+    """A table of paired differences from `base`, called `name`, with 95 % t intervals: a line a metric, a column an objective."""
+    lines = [["", *(f"{part} - {name}" for part in parts)]]
+    for m in base:
+        found = [contrast(table[m], base[m]) for table in parts.values()]
+        lines.append([m, *(f"{middle:+.3f} ± {half:.3f}" for middle, half in found)])
+    return aligned(lines)
+
+
+def seconds(logs: dict[str, list[Run]]) -> tuple[dict[str, float], str]:
+    """Median seconds of an iteration by objective, and a table of its phases."""
+    phases = ("sample", "decode", "score", "update", "seconds")
+    time = {name: [float(np.median([row[p] for run in found for row in run.timing])) for p in phases] for name, found in logs.items()}
+    lines = [[name, *(f"{value:.2f}" for value in row)] for name, row in time.items()]
+    return {name: row[-1] for name, row in time.items()}, aligned([["median s an iteration", *phases[:-1], "all"], *lines])

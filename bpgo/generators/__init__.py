@@ -12,8 +12,9 @@ from ..files import check_safetensors, resolve
 def load_generator(path_or_hub_id: str, **options):
     """The policy for a diffusers folder, a shipped name (`tiny-flux`) or a hub id, by the pipeline class in its model_index.json.
 
-    options: height, width (pixels), guidance, dtype, device, max_sequence_length; for Wan frames, guidance_2, cfg_gradient, negative_prompt: see the policy's own docstring.
-    Raises FileNotFoundError for a folder that is no pipeline, ValueError for damaged weights or a class without a policy.
+    options: dtype, device, height, width (pixels), guidance, max_sequence_length; for Wan also frames, guidance_2, cfg_gradient and
+    negative_prompt: see the policies. Raises FileNotFoundError for a folder that is no pipeline, ValueError for damaged weights, a class
+    without a policy, or an option that its policy has not.
     """
     from .flux import FluxPolicy
     from .wan import WanPolicy

@@ -111,7 +111,7 @@ class WanPolicy:
         if self.takes_images:
             if (given := 0 if images is None else len(images)) != len(prompts):
                 raise ValueError(f"image-to-video needs one image for each of the {len(prompts)} prompts, not {given}")
-            refuse_images(images, self.width, self.height)
+            refuse_images(images, self.width, self.height, prompts)
 
     def embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """The `text` of `encode` without its checks and with gradients into the text encoder, for training this."""
@@ -233,18 +233,19 @@ def refuse_other_pipelines(pipeline) -> None:
             raise ValueError(f"a {name} around {latent} latent channels needs in_channels {expected}, not {part.config.in_channels}")
 
 
-def refuse_images(images, width: int, height: int) -> None:
-    """Raise ValueError, naming the first, for images that are not RGB PIL images of this size or a float (B, 3, H, W) in [0, 1]."""
+def refuse_images(images, width: int, height: int, prompts: list[str]) -> None:
+    """Raise ValueError, with the first prompt, for images that are no RGB PIL images of this size and no float (B, 3, H, W) in [0, 1]."""
     tensor = isinstance(images, Tensor)
     if tensor and (images.shape[1:] != (3, height, width) or not images.is_floating_point()):
         raise ValueError(f"images must be float (B, 3, {height}, {width}), not {images.dtype} {tuple(images.shape)}")
     if tensor and not (images.amin() >= 0 and images.amax() <= 1):
         raise ValueError(f"images must lie in [0, 1], not [{images.amin():g}, {images.amax():g}]: divide by 255, or clamp")
     for i, image in enumerate(() if tensor else images):
+        which = f"prompt {prompts[i]!r}: image {i}"
         if not hasattr(image, "mode"):
-            raise ValueError(f"image {i} is a {type(image).__name__}, not a PIL image: open it with PIL.Image.open")
+            raise ValueError(f"{which} is a {type(image).__name__}, not a PIL image: open it with PIL.Image.open")
         if image.mode != "RGB":
-            raise ValueError(f'image {i} has mode {image.mode}, not RGB: use image.convert("RGB")')
+            raise ValueError(f'{which} has mode {image.mode}, not RGB: use image.convert("RGB")')
         if image.size != (width, height):
-            raise ValueError(f"image {i} is {image.size[0]} x {image.size[1]} pixels, not {width} x {height}: "
+            raise ValueError(f"{which} is {image.size[0]} x {image.size[1]} pixels, not {width} x {height}: "
                              f"use image.resize(({width}, {height})), or another height and width")  # fmt: skip

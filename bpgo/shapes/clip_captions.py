@@ -25,7 +25,7 @@ WORDS = {kind: {value: words for value, words in PICTURE_WORDS[kind].items() if 
 }  # fmt: skip
 NOUNS = ("shape", "thing")  # of an open shape
 MEANING = {w: (kind, value) for kind, table in WORDS.items() for value, words in table.items() for w in words}
-MEANING |= {word: ("subject", None) for word in ("a", "it", *NOUNS)}
+MEANING |= {noun: ("shape", None) for noun in NOUNS} | {word: (word, None) for word in ("a", "it")}
 VOCABULARY = sorted({word for phrase in MEANING for word in phrase.split()})
 
 
@@ -72,28 +72,31 @@ def sample_caption(clip: Clip, rng: random.Random) -> str:
 
 
 def parse(caption: str) -> Clip:
-    """The description that a caption says. Raises ValueError with the words that are not the world's."""
+    """The description that a caption says. Raises ValueError with the words that are not the world's, or say a thing twice."""
     rest, found = caption.lower().replace(",", " ").split(), {}
     unknown = [word for word in rest if word not in VOCABULARY]
     while rest and not unknown:
         for size in range(min(3, len(rest)), 0, -1):  # longest phrase first: "moves left" before "moves"
             kind, value = MEANING.get(" ".join(rest[:size]), (None, None))
-            if kind and (kind == "subject" or kind not in found):
+            if kind and kind not in found:
                 found[kind], rest = value, rest[size:]
                 break
         else:
             unknown = [" ".join(rest)]
-    if unknown or "subject" not in found:
+    subject = found.keys() & {"a", "it", "colour", "shape"}
+    if unknown or subject not in ({"it"}, {"a", "shape"}, {"a", "colour", "shape"}):
         raise ValueError(f"not a caption of a clip: {caption!r} (cannot read {', '.join(unknown) or 'what it is about'})")
-    found.pop("subject")
     if found.get("motion") == "still" and "speed" in found:
         raise ValueError(f"not a caption of a clip: {caption!r} (what is still has no speed)")
-    return Clip(**found)
+    if "speed" in found:
+        found.setdefault("motion", MOVING)
+    return Clip(**{kind: value for kind, value in found.items() if kind in WORDS})
 
 
 def prompt_bits(caption: str, picture: Clip | None = None) -> float:
-    """Entropy, in bits, of the clip given the caption: 0 when it leaves nothing open, 8.3 for "a shape".
+    """log2 of how many clips fit the caption, each equally likely: 0 when it leaves nothing open, 8.3 for "a shape".
 
+    What a caption tells by what it leaves unsaid is not counted ("a shape" is said more often of one that is still than of one that moves).
     picture: for image-to-video the clip whose first frame is given; what it looks like is then known.
     """
     description = parse(caption)

@@ -72,12 +72,16 @@ def track(motion: str, speed: str | None) -> Tensor:
     return path
 
 
-def draw_frames(shape: str, colour: str, path: Tensor) -> Tensor:
-    """(T, 3, 32, 32) pictures in [0, 1] of one thing whose centre (x, y) and radius are path (T, 3), in pixels; anti-aliased."""
+def cover_frames(shape: str, path: Tensor) -> Tensor:
+    """(T, 32, 32) how much of each pixel, in [0, 1], a thing covers whose centre (x, y) and radius are path (T, 3), in pixels."""
     axis = torch.arange(SIDE) + 0.5
     cx, cy, radius = (column[:, None, None] for column in path.unbind(1))
-    outline = _distance(shape, axis[None, None, :] - cx, axis[None, :, None] - cy, radius)
-    cover = (0.5 - outline).clamp(0, 1)[:, None]
+    return (0.5 - _distance(shape, axis[None, None, :] - cx, axis[None, :, None] - cy, radius)).clamp(0, 1)
+
+
+def draw_frames(shape: str, colour: str, path: Tensor) -> Tensor:
+    """(T, 3, 32, 32) pictures in [0, 1] of one thing whose centre (x, y) and radius are path (T, 3), in pixels; anti-aliased."""
+    cover = cover_frames(shape, path)[:, None]
     return BACKGROUND * (1 - cover) + torch.tensor(COLOURS[colour])[:, None, None] * cover
 
 

@@ -14,10 +14,15 @@ from torch import Tensor
 
 from ..files import write_atomic
 
-STEPS = {"autoencoder": 1500, "reward": 1200, "held_out": 1500,
-         "frame_autoencoder": 1800, "video_autoencoder": 1500, "video_decoder": 2000, "wan": 3000, "wan_image": 1400,
-         "video_reward": 1300, "video_held_out": 1200}  # fmt: skip
-SEEDS = {"autoencoder": 11, "flux": 12, "reward": 13, "held_out": 14, "prompts": 15, "video_autoencoder": 21, "video_decoder": 24, "wan": 22, "video_reward": 25, "video_held_out": 26, "video_prompts": 27, "wan_image": 23}  # passes of flux after the first: 17, 18, 19
+STEPS = {
+    "autoencoder": 1500, "reward": 1200, "held_out": 1500,
+    "frame_autoencoder": 1800, "video_autoencoder": 1500, "video_decoder": 2000, "video_reward": 1300, "video_held_out": 1200,
+    "wan": 3000, "wan_image": 1400,
+}  # fmt: skip
+SEEDS = {  # passes of flux after the first: 17, 18, 19; the low-noise expert of wan_image: 33
+    "autoencoder": 11, "flux": 12, "reward": 13, "held_out": 14, "prompts": 15,
+    "video_autoencoder": 21, "wan": 22, "wan_image": 23, "video_decoder": 24, "video_reward": 25, "video_held_out": 26, "video_prompts": 27,
+}  # fmt: skip
 
 
 def steps(stage: str, scale: float) -> int:

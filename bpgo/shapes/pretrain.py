@@ -1,10 +1,11 @@
 """How the tiny checkpoints were trained: `python -m bpgo pretrain [STAGE ...] --output FOLDER`.
 
-Stages of the picture world, in order: `autoencoder`, `flux` and `refine` (once for each further pass) make the pipeline tiny-flux, `reward` the CLIP-type
-training reward, `held_out` an ImageReward-type model that no policy is trained on, `prompts` the graded prompt files. Of the world of
-clips: `video_autoencoder`, `video_reward`, `video_held_out`, `video_decoder` (the autoencoder's decoder trained on), `wan`, `wan_image`
-and `video_prompts`. All from fixed seeds. The generator's captions are partly wrong (each named attribute replaced with probability WRONG), so the SFT model has
-something left to learn. Weights are stored in half precision; the figures of each card are measured on what was stored.
+Stages of the picture world, in order: `autoencoder`, `flux` and `refine` (once for each further pass) make the pipeline tiny-flux,
+`reward` the CLIP-type training reward, `held_out` an ImageReward-type model that no policy is trained on, `prompts` the graded prompt
+files. Of the world of clips: `video_autoencoder`, `video_reward`, `video_held_out`, `video_decoder` (the autoencoder's decoder, trained
+on), `wan`, `wan_image` and `video_prompts`. All from fixed seeds. A generator's captions are partly wrong (each named attribute replaced
+with probability WRONG), so the SFT model has something left to learn. Weights are stored in half precision; the figures of each card
+are measured on what was stored.
 """
 
 from __future__ import annotations

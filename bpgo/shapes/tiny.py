@@ -35,7 +35,9 @@ def clip_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
     bpe.train_from_iterator(vocabulary, trainer)
     learnt = json.loads(bpe.to_str())["model"]
     merges = [tuple(pair) for pair in learnt["merges"]]
-    return CLIPTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=tokens)
+    words = [f"{word}</w>" for word in sorted(vocabulary)]  # ids of our own: the trainer's depend on how it breaks ties
+    rest = sorted(learnt["vocab"].keys() - {*special, *words})
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(special + words + rest)}, merges=merges, model_max_length=tokens)
 
 
 def bert_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
