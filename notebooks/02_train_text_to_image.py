@@ -68,7 +68,7 @@ plt.show()
 # Training makes pictures with a positive advantage more likely and the others less. It pushes as hard in the lower row as in the upper, though the rewards below hardly differ. (We picked prompts that show it.)
 #
 # ## Train
-# Each iteration draws 8 prompts and 12 pictures of each by a stochastic sampler, scores them, and takes two small steps along equation 5. Everything lies in one folder a run: a killed notebook goes on from there if `output` is given.
+# Each iteration draws 8 prompts and 12 pictures of each by a stochastic sampler, scores them, and takes two small steps along equation 5. `study.train()` does what `python -m bpgo train` does, for each objective and seed. Everything lies in one folder a run: a killed notebook goes on from there if `output` is given.
 
 # %%
 logs, pictures = study.train()  # Trainer.train() for each objective and seed

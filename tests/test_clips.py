@@ -329,6 +329,17 @@ def test_a_whole_pixel_moves_the_reading_by_it(clip, dx, dy):
     torch.testing.assert_close(there.path - here.path, torch.tensor([dx, dy, 0.0]).expand(1, 9, 3), atol=1e-4, rtol=0)
 
 
+def test_same_counts_the_frames_that_show_what_the_video_shows():
+    starts = torch.zeros(24, 2)
+    for shape, colour in LOOKS:
+        path = path_of(Clip(motion="still"), (16, 16))
+        other = next(c for c in COLOURS if c != colour)
+        for odd in (torch.full((2, 3, 32, 32), BACKGROUND), draw_frames(shape, other, path[:2])):
+            video = torch.cat([draw_frames(shape, colour, path[2:]), odd])
+            assert read(video[None]).same.item() == pytest.approx(7 / 9), (shape, colour)
+    assert torch.equal(read(draw_clips([Clip(*look, "still") for look in LOOKS], starts)).same, torch.ones(24))
+
+
 def paint(under, clip, path):
     """The frames with one more thing painted on."""
     d = torch.tensor(COLOURS[clip.colour]) - BACKGROUND
@@ -609,6 +620,22 @@ def test_every_measure_ranks_the_clean_video_above_the_corrupted_one(moving, kin
         assert means[0] > means[1]
     accuracies = [found["accuracy"].mean().item() for found in scores]
     assert accuracies == sorted(accuracies, reverse=True)
+
+
+def test_a_stain_counts_as_its_squares_say_and_flickers_only_if_it_does():
+    clips = [Clip(*look, "still") for look in LOOKS]
+    videos, stain = draw_clips(clips, torch.zeros(24, 2)), 0.03  # too faint to be taken for a part of the thing
+    clean = measure(videos, ["it"] * 24)
+    steady, blinking = videos.clone(), videos.clone()
+    steady[..., :2, :] += stain
+    blinking[:, 1::2, :, :2] += stain
+    drawn = (read(videos).drawing - BACKGROUND).square().sum((2, 3, 4))[:, 0]
+    lost, change = stain**2 * 3 * 64 / drawn, stain**2 * 64 / 1024
+    for made, frames, squares in ((steady, 9, 0), (blinking, 4, change)):
+        found = measure(made, ["it"] * 24)
+        torch.testing.assert_close(found["visual"], clean["visual"] - lost * frames / 9, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found["flicker"], (clean["flicker"].square() + squares).sqrt(), atol=1e-5, rtol=0)
+        assert torch.equal(found["motion"], clean["motion"])
 
 
 def test_accuracy_tells_the_videos_of_other_clips_and_other_motions(moving):

@@ -6,10 +6,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import diffusers
 import matplotlib.pyplot as plt
 import numpy as np
-import transformers
 from matplotlib.figure import Figure
 
 from ..config import Config, read_config
@@ -58,6 +56,9 @@ class Study:
 
     def trainer(self, objective: str, seed: int, folder: Path | None = None) -> Trainer:
         """One run. It goes on from what its folder holds, `runs/<objective>-<seed>` in `output` if none is given."""
+        import diffusers
+        import transformers
+
         for library in (diffusers, transformers):  # their bars and notices
             library.utils.logging.disable_progress_bar()
             library.utils.logging.set_verbosity_error()
