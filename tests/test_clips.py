@@ -30,7 +30,7 @@ DESCRIPTIONS = [Clip(shape, colour, motion, speed)
                 for shape, colour in itertools.product((None, *VALUES["shape"]), (None, *VALUES["colour"]))
                 for motion, speed in [(None, None), ("still", None),
                                       *itertools.product((MOVING, *DIRECTIONS, "bounce", "grow"), (None, "slow", "fast"))]]  # fmt: skip
-examples = settings(max_examples=100, deadline=None, derandomize=True)
+examples = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def generator(seed=0):

@@ -30,6 +30,11 @@ def steps(stage: str, scale: float) -> int:
     return max(2, round(STEPS[stage] * scale))
 
 
+def size(full: int, scale: float) -> int:
+    """Examples to train on: all of them at scale 1, never fewer than two batches."""
+    return max(256, round(full * min(1, scale)))
+
+
 def optimise(parameters, steps: int, lr: float, loss_of_batch: Callable[[], Tensor], name: str) -> list[float]:
     """AdamW with a short warm-up and a cosine decay to zero; prints the running loss. Returns the losses."""
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.99))

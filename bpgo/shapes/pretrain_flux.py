@@ -16,7 +16,7 @@ from ..rollout import integrate
 from ..sde import sigma_grid
 from . import oracle, tiny
 from .captions import sample_caption, sample_wording
-from .fit import SEEDS, batches, card, optimise, roundtrip, steps, store
+from .fit import SEEDS, batches, card, optimise, roundtrip, size, steps, store
 from .scenes import Scene, all_scenes, sample_pictures, sample_scenes
 
 WRONG = 0.15
@@ -39,7 +39,7 @@ PASSES = (Pass(2500, 128, 1.5e-3, 1.0), Pass(4000, 64, 7e-4, 1.0), Pass(4000, 64
 def train_autoencoder(output: Path, scale: float) -> None:
     """AutoencoderKL on pictures: absolute plus squared error, a light KL term; latents then scaled to unit variance."""
     generator = torch.Generator().manual_seed(SEEDS["autoencoder"])
-    pictures = sample_pictures(sample_scenes(12000, generator, pairs=0.4), generator)
+    pictures = sample_pictures(sample_scenes(size(12000, scale), generator, pairs=0.4), generator)
     vae = tiny.autoencoder()
     index = batches(len(pictures), 48, generator)
 
@@ -104,7 +104,7 @@ def fit_flux(pipeline, output: Path, done: int, scale: float) -> None:
     now, seed = PASSES[done], SEEDS["flux"] + 4 * bool(done) + done
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     policy = FluxPolicy(pipeline, height=32, width=32, guidance=GUIDANCE)
-    vae, scenes = pipeline.vae, sample_scenes(24000, generator)
+    vae, scenes = pipeline.vae, sample_scenes(size(24000, scale), generator)
     with torch.no_grad():
         latents = torch.cat([vae.encode(x * 2 - 1).latent_dist.mode() for x in sample_pictures(scenes, generator).split(128)])
     latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor

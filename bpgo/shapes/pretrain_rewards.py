@@ -19,7 +19,7 @@ from ..rewards.preprocess import centre_crop
 from ..text import tokenize
 from . import tiny
 from .captions import parse, sample_caption
-from .fit import SEEDS, batches, card, optimise, roundtrip, steps, store, write_card
+from .fit import SEEDS, batches, card, optimise, roundtrip, size, steps, store, write_card
 from .scenes import Scene, all_scenes, sample_pictures, sample_scenes, says
 
 DATA = "16 000 drawings, half of them autoencoded, noise of 0.02; captions with attributes left out"
@@ -41,7 +41,7 @@ def train_reward(output: Path, scale: float) -> None:
     from transformers import CLIPImageProcessorPil
 
     generator, rng = torch.Generator().manual_seed(SEEDS["reward"]), random.Random(SEEDS["reward"])
-    scenes, pictures = reward_pictures(output, 16000, generator)
+    scenes, pictures = reward_pictures(output, size(16000, scale), generator)
     tokenizer = tiny.clip_tokenizer()
     model = tiny.clip_model(tokenizer)
     index = batches(len(scenes), 160, generator)
@@ -68,7 +68,7 @@ def train_held_out(output: Path, scale: float) -> None:
     """ImageReward by preference: for one caption, a picture that shows it against a near miss that does not."""
     generator, rng = torch.Generator().manual_seed(SEEDS["held_out"]), random.Random(SEEDS["held_out"])
 
-    scenes, pictures = reward_pictures(output, 16000, generator)
+    scenes, pictures = reward_pictures(output, size(16000, scale), generator)
     pixels = centre_crop(pictures, 32, MEAN, STD)
     by_scene: dict[Scene, list[int]] = {}
     for i, scene in enumerate(scenes):

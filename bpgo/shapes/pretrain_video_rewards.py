@@ -19,7 +19,7 @@ from ..text import tokenize
 from . import tiny
 from .clip_captions import VOCABULARY, parse, sample_caption
 from .clips import Clip, all_clips, sample_clips, sample_videos, says
-from .fit import SEEDS, batches, optimise, steps
+from .fit import SEEDS, batches, optimise, size, steps
 from .pretrain_rewards import finish_reward
 from .pretrain_wan import autoencoder, roundtrip
 
@@ -37,7 +37,7 @@ def reward_videos(output: Path, n: int, generator: torch.Generator) -> tuple[lis
 def train_video_reward(output: Path, scale: float) -> None:
     """VideoCLIP by contrast: each video against the batch's captions, each caption against its videos."""
     generator, rng = torch.Generator().manual_seed(SEEDS["video_reward"]), random.Random(SEEDS["video_reward"])
-    clips, videos = reward_videos(output, 6000, generator)
+    clips, videos = reward_videos(output, size(6000, scale), generator)
     tokenizer = tiny.clip_tokenizer(VOCABULARY, tiny.CLIP_TOKENS)
     model = VideoCLIP(tiny.video_clip_config(tokenizer))
     torch.nn.init.normal_(model.temporal, std=0.02)
@@ -65,7 +65,7 @@ def train_video_reward(output: Path, scale: float) -> None:
 def train_video_held_out(output: Path, scale: float) -> None:
     """ImageReward on a grid of the frames, by preference: for one caption, a video that shows it against a near miss."""
     generator, rng = torch.Generator().manual_seed(SEEDS["video_held_out"]), random.Random(SEEDS["video_held_out"])
-    clips, videos = reward_videos(output, 6000, generator)
+    clips, videos = reward_videos(output, size(6000, scale), generator)
     side = 3 * videos.shape[-1]
     pixels = centre_crop(grid(videos), side, MEAN, STD)
     by_clip: dict[Clip, list[int]] = {}

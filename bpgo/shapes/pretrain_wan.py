@@ -16,7 +16,7 @@ from ..sde import sigma_grid
 from . import clip_oracle, tiny
 from .clip_captions import sample_caption, sample_wording
 from .clips import FRAMES, SIDE, Clip, all_clips, sample_clips, sample_videos
-from .fit import SEEDS, batches, card, optimise, steps, store
+from .fit import SEEDS, batches, card, optimise, size, steps, store
 
 WRONG = 0.15
 CLIPS, BATCH = 8000, 64
@@ -29,7 +29,7 @@ def train_video_autoencoder(output: Path, scale: float) -> None:
     Absolute plus squared error and a light KL term; latents_mean and latents_std are then set to the world's.
     """
     generator = torch.Generator().manual_seed(SEEDS["video_autoencoder"])
-    videos = sample_videos(sample_clips(6000, generator), generator)
+    videos = sample_videos(sample_clips(size(6000, scale), generator), generator)
     vae = tiny.video_autoencoder()
 
     def error_of(chosen: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def train_video_autoencoder(output: Path, scale: float) -> None:
 def train_video_decoder(output: Path, scale: float) -> None:
     """The decoder alone, for longer and with more weight on large errors: latents stay what they were."""
     generator = torch.Generator().manual_seed(SEEDS["video_decoder"])
-    videos, vae = sample_videos(sample_clips(6000, generator), generator), autoencoder(output)
+    videos, vae = sample_videos(sample_clips(size(6000, scale), generator), generator), autoencoder(output)
     vae.requires_grad_(False)
     latents, index = encode(vae, videos), batches(len(videos), 8, generator)
     trained = [p for part in (vae.decoder, vae.post_quant_conv) for p in part.requires_grad_(True).parameters()]
@@ -96,16 +96,16 @@ def policy_of(pipeline) -> WanPolicy:
     return WanPolicy(pipeline, height=SIDE, width=SIDE, frames=FRAMES, guidance=1.0)
 
 
-def fit(policy: WanPolicy, trained: list, steps: int, rate: float, lowest: float, highest: float, seed: int, name: str) -> None:
+def fit(policy: WanPolicy, trained: list, stage: str, scale: float, lowest: float, highest: float, seed: int, name: str) -> None:
     """Flow matching, `v = noise - data`, of the modules in `trained`, at sigma in [lowest, highest) leaning to noise.
 
     A tenth of the captions is empty, for guidance.
     """
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
-    clips, vae = sample_clips(CLIPS, generator), policy.pipeline.vae
+    clips, vae = sample_clips(size(CLIPS, scale), generator), policy.pipeline.vae
     captions = [[sample_caption(mislabelled(clip, rng), rng) for _ in range(4)] for clip in clips]
     latents, conditions = [], []
-    for part in range(0, CLIPS, 500):
+    for part in range(0, len(clips), 500):
         videos = sample_videos(clips[part : part + 500], generator)
         latents.append(encode(vae, videos))
         if policy.takes_images:
@@ -127,14 +127,14 @@ def fit(policy: WanPolicy, trained: list, steps: int, rate: float, lowest: float
         s = sigma[:, None, None, None, None]
         return F.mse_loss(policy.velocity((1 - s) * data[chosen] + s * noise, sigma, cond), noise - data[chosen])
 
-    optimise([p for m in trained for p in m.requires_grad_(True).parameters()], steps, rate, loss, name)
+    optimise([p for m in trained for p in m.requires_grad_(True).parameters()], steps(stage, scale), 1.5e-3, loss, name)
     for module in trained:
         module.requires_grad_(False).half().float()
 
 
 def train_text_to_video(output: Path, scale: float) -> None:
     pipeline = tiny.wan_pipeline(autoencoder(output))
-    fit(policy_of(pipeline), [pipeline.transformer, pipeline.text_encoder], steps("wan", scale), 1.5e-3, 0.0, 1.0, SEEDS["wan"], "wan")
+    fit(policy_of(pipeline), [pipeline.transformer, pipeline.text_encoder], "wan", scale, 0.0, 1.0, SEEDS["wan"], "wan")
     what = "WanPipeline (text-to-video) of the shapes world; call it with height=32, width=32, num_frames=9."
     _finish(output / "tiny-wan", "wan", what, pipeline)
 
@@ -142,10 +142,10 @@ def train_text_to_video(output: Path, scale: float) -> None:
 def train_image_to_video(output: Path, scale: float) -> None:
     """The high-noise expert with the text encoder, then the low-noise expert, each on its own side of the boundary."""
     pipeline, seed = tiny.wan_image_pipeline(autoencoder(output)), SEEDS["wan_image"]
-    policy, count = policy_of(pipeline), steps("wan_image", scale)
+    policy = policy_of(pipeline)
     high = [pipeline.transformer, pipeline.text_encoder]
-    fit(policy, high, count, 1.5e-3, tiny.BOUNDARY, 1.0, seed, "wan_image, high noise")
-    fit(policy, [pipeline.transformer_2], count, 1.5e-3, 0.0, tiny.BOUNDARY, seed + 10, "wan_image, low noise")
+    fit(policy, high, "wan_image", scale, tiny.BOUNDARY, 1.0, seed, "wan_image, high noise")
+    fit(policy, [pipeline.transformer_2], "wan_image", scale, 0.0, tiny.BOUNDARY, seed + 10, "wan_image, low noise")
     what = "WanImageToVideoPipeline of the shapes world, two experts; call it with height=32, width=32, num_frames=9."
     _finish(output / "tiny-wan-image", "wan_image", what, pipeline)
 
