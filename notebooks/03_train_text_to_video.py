@@ -20,7 +20,7 @@
 # # 3. Can a reward teach a text-to-video model to move?
 # *About 10 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebook 2 first.*
 #
-# The objectives of notebook 2, now on a small Wan pipeline that makes clips of nine frames: one thing that stays still, moves, bounces or grows, slowly or fast. A caption may leave any of this open. The training reward is of the paper's kind: a CLIP for videos, which reads eight frames of a clip at once.
+# The objectives of notebook 2, now on a small Wan pipeline that makes clips of nine frames: one thing that stays still, moves, bounces or grows, slowly or fast. A caption may leave any of this open. The training reward is of the paper's kind: a CLIP for videos, which reads several frames of a clip (here four) at once.
 #
 # Afterwards you can train the objectives on videos, judge text alignment, motion and looks apart, and say what a prior made of the starting model's own samples does to RAS.
 #
@@ -175,7 +175,7 @@ study.record("text_to_video", first, parts, spent)
 # - One reward mixes alignment, motion and looks; judges that keep them apart show what was paid for, and with what.
 # - Against a prior that stands still, progress looks like trust, the same for every prompt.
 #
-# **Vary** `seeds`, `iterations` (50 in the preset), `prior.kind`, `sampling.window` (fewer noisy steps), `generator.guidance` (above 1, at twice the cost). **Where it breaks:** shapes blur in a long run, as in notebook 2; the training reward sees eight frames, so what happens between two of them is not paid for; nine frames of 32 pixels say little about 81 frames of 480p.
+# **Vary** `seeds`, `iterations` (50 in the preset), `prior.kind`, `sampling.window` (fewer noisy steps), `generator.guidance` (above 1, at twice the cost). **Where it breaks:** shapes blur in a long run, as in notebook 2; the training reward sees four of the nine frames (every second one, not the last), so what happens between them is not paid for; nine frames of 32 pixels say little about 81 frames of 480p.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3), CRT (4), objective (5).

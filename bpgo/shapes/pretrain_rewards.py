@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -65,46 +66,57 @@ def train_reward(output: Path, scale: float) -> None:
 
 
 def train_held_out(output: Path, scale: float) -> None:
-    """ImageReward by preference: for one caption, a picture that shows it against a near miss that does not."""
+    """ImageReward by preference on pictures."""
     generator, rng = torch.Generator().manual_seed(SEEDS["held_out"]), random.Random(SEEDS["held_out"])
-
     scenes, pictures = reward_pictures(output, size(16000, scale), generator)
-    pixels = centre_crop(pictures, 32, MEAN, STD)
-    by_scene: dict[Scene, list[int]] = {}
-    for i, scene in enumerate(scenes):
-        by_scene.setdefault(scene, []).append(i)
-    tokenizer = tiny.bert_tokenizer()
-    model = ImageReward(tiny.image_reward_config())
+    model, tokenizer = ImageReward(tiny.image_reward_config()), tiny.bert_tokenizer()
     index = batches(len(scenes), 64, generator)
+    fit_preference(model, tokenizer, scenes, pictures, index, sample_caption, near_miss, rng, "held_out", scale)
+    what = "ImageReward architecture, the held-out reward; matched pictures score 1 +- 1."
+    save = partial(save_reward, model, tokenizer)
+    finish_reward(output / "tiny-held-out", "held_out", "image_reward", save, what, DATA, preferences())
+
+
+def fit_preference(
+    model: ImageReward, tokenizer, subjects: list, pictures: Tensor, index, caption, miss, rng: random.Random, stage: str, scale: float
+) -> None:
+    """Train an ImageReward to prefer, for one caption, a picture that shows it to a near miss that does not.
+
+    subjects: B scenes or clips, shown by pictures (B, 3, S, S); index: batches of rows; caption(subject, rng) says a subject, miss(subject,
+    caption, rng) is a near miss or None. The scores of matched pictures are then put at 1 +- 1.
+    """
+    pixels, length = centre_crop(pictures, model.config["vision"]["image_size"], MEAN, STD), model.config["max_length"]
+    rows: dict = {}
+    for i, subject in enumerate(subjects):
+        rows.setdefault(subject, []).append(i)
 
     def loss() -> Tensor:
         right, wrong, captions = [], [], []
         for i in next(index).tolist():
-            caption = sample_caption(scenes[i], rng)
-            miss = near_miss(scenes[i], caption, rng)
-            if miss in by_scene:
-                captions.append(caption)
+            said = caption(subjects[i], rng)
+            other = miss(subjects[i], said, rng)
+            if other in rows:
+                captions.append(said)
                 right.append(i)
-                wrong.append(rng.choice(by_scene[miss]))
-        text = tokenize(tokenizer, captions * 2, tiny.TOKENS)
+                wrong.append(rng.choice(rows[other]))
+        text = tokenize(tokenizer, captions * 2, length)
         score = model(pixels[right + wrong], text["input_ids"], text["attention_mask"])
         better, worse = score.chunk(2)
         return -F.logsigmoid(better - worse).mean() + 1e-3 * score.square().mean()
 
-    optimise(list(model.parameters()), steps("held_out", scale), 1.5e-3, loss, "held_out")
+    optimise(list(model.parameters()), steps(stage, scale), 1.5e-3, loss, stage)
     model.half().float().eval()
     with torch.no_grad():
-        text = tokenize(tokenizer, [sample_caption(s, rng) for s in scenes[:1024]], tiny.TOKENS)
+        text = tokenize(tokenizer, [caption(subject, rng) for subject in subjects[:1024]], length)
         score = model(pixels[:1024], text["input_ids"], text["attention_mask"])
     model.config |= {"mean": score.mean().item() - score.std().item(), "std": score.std().item()}
 
-    def save(folder: Path) -> None:
-        (folder / "config.json").write_text(json.dumps(model.config, indent=1) + "\n")
-        save_file(model.half().state_dict(), folder / "model.safetensors")
-        tokenizer.save_pretrained(folder)
 
-    what = "ImageReward architecture, the held-out reward; matched pictures score 1 +- 1."
-    finish_reward(output / "tiny-held-out", "held_out", "image_reward", save, what, DATA, preferences())
+def save_reward(model, tokenizer, folder: Path) -> None:
+    """A model with a `config` dict, in half precision, and its tokenizer."""
+    (folder / "config.json").write_text(json.dumps(model.config, indent=1) + "\n")
+    save_file({name: tensor.contiguous() for name, tensor in model.half().state_dict().items()}, folder / "model.safetensors")
+    tokenizer.save_pretrained(folder)
 
 
 def near_miss(scene: Scene, caption: str, rng: random.Random) -> Scene | None:
@@ -126,12 +138,16 @@ def near_miss(scene: Scene, caption: str, rng: random.Random) -> Scene | None:
 def preferences() -> tuple[Tensor, Tensor, list[str]]:
     """Right pictures, near misses, and the captions that tell them apart."""
     generator, rng = torch.Generator().manual_seed(202), random.Random(202)
-    scenes = sample_scenes(2048, generator)
-    captions = [sample_caption(s, rng) for s in scenes]
-    misses = [near_miss(s, c, rng) for s, c in zip(scenes, captions, strict=True)]
-    rows = [(s, m, c) for s, m, c in zip(scenes, misses, captions, strict=True) if m is not None]
-    scenes, misses, captions = (list(column) for column in zip(*rows, strict=True))
+    scenes, misses, captions = told_apart(sample_scenes(2048, generator), sample_caption, near_miss, rng)
     return sample_pictures(scenes, generator), sample_pictures(misses, generator), captions
+
+
+def told_apart(subjects: list, caption, miss, rng: random.Random) -> tuple[list, list, list[str]]:
+    """Subjects, a near miss of each, and a caption that tells the two apart; those for which none was drawn are left out."""
+    captions = [caption(subject, rng) for subject in subjects]
+    misses = [miss(subject, said, rng) for subject, said in zip(subjects, captions, strict=True)]
+    rows = [row for row in zip(subjects, misses, captions, strict=True) if row[1] is not None]
+    return tuple(list(column) for column in zip(*rows, strict=True))
 
 
 def finish_reward(

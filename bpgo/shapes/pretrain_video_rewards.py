@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import random
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..rewards.image_grid import grid
-from ..rewards.image_reward import MEAN, STD, ImageReward
-from ..rewards.preprocess import centre_crop
+from ..rewards.image_reward import ImageReward
 from ..rewards.video_clip_xl import VideoCLIP, preprocess
 from ..text import tokenize
 from . import tiny
 from .clip_captions import VOCABULARY, parse, sample_caption
 from .clips import Clip, all_clips, sample_clips, sample_videos, says
 from .fit import SEEDS, batches, optimise, size, steps
-from .pretrain_rewards import finish_reward
+from .pretrain_rewards import finish_reward, fit_preference, save_reward, told_apart
 from .pretrain_wan import autoencoder, roundtrip
 
 DATA = "6 000 clips, half of them autoencoded, noise of 0.02; captions with attributes left out"
@@ -53,55 +51,21 @@ def train_video_reward(output: Path, scale: float) -> None:
 
     optimise([*model.parameters(), temperature], steps("video_reward", scale), 1.5e-3, loss, "video_reward")
 
-    def save(folder: Path) -> None:
-        (folder / "config.json").write_text(json.dumps(model.config, indent=1) + "\n")
-        save_file({k: v.contiguous() for k, v in model.half().state_dict().items()}, folder / "model.safetensors")
-        tokenizer.save_pretrained(folder)
-
     what = "VideoCLIP (the architecture of VideoCLIP-XL), the training reward of the video tasks: cosine of video and caption."
+    save = partial(save_reward, model, tokenizer)
     finish_reward(output / "tiny-video-reward", "video_reward", "video_clip_xl", save, what, DATA, preferences())
 
 
 def train_video_held_out(output: Path, scale: float) -> None:
-    """ImageReward on a grid of the frames, by preference: for one caption, a video that shows it against a near miss."""
+    """ImageReward by preference on grids of the frames."""
     generator, rng = torch.Generator().manual_seed(SEEDS["video_held_out"]), random.Random(SEEDS["video_held_out"])
     clips, videos = reward_videos(output, size(6000, scale), generator)
-    side = 3 * videos.shape[-1]
-    pixels = centre_crop(grid(videos), side, MEAN, STD)
-    by_clip: dict[Clip, list[int]] = {}
-    for i, clip in enumerate(clips):
-        by_clip.setdefault(clip, []).append(i)
-    tokenizer = tiny.bert_tokenizer(VOCABULARY, tiny.CLIP_TOKENS)
-    model = ImageReward(tiny.image_grid_config(side))
+    pictures = grid(videos)
+    model, tokenizer = ImageReward(tiny.image_grid_config(pictures.shape[-1])), tiny.bert_tokenizer(VOCABULARY, tiny.CLIP_TOKENS)
     index = batches(len(clips), 64, generator)
-
-    def loss() -> Tensor:
-        right, wrong, captions = [], [], []
-        for i in next(index).tolist():
-            caption = sample_caption(clips[i], rng)
-            miss = near_miss(clips[i], caption, rng)
-            if miss in by_clip:
-                captions.append(caption)
-                right.append(i)
-                wrong.append(rng.choice(by_clip[miss]))
-        text = tokenize(tokenizer, captions * 2, tiny.CLIP_TOKENS)
-        score = model(pixels[right + wrong], text["input_ids"], text["attention_mask"])
-        better, worse = score.chunk(2)
-        return -F.logsigmoid(better - worse).mean() + 1e-3 * score.square().mean()
-
-    optimise(list(model.parameters()), steps("video_held_out", scale), 1.5e-3, loss, "video_held_out")
-    model.half().float().eval()
-    with torch.no_grad():
-        text = tokenize(tokenizer, [sample_caption(c, rng) for c in clips[:1024]], tiny.CLIP_TOKENS)
-        score = model(pixels[:1024], text["input_ids"], text["attention_mask"])
-    model.config |= {"mean": score.mean().item() - score.std().item(), "std": score.std().item()}
-
-    def save(folder: Path) -> None:
-        (folder / "config.json").write_text(json.dumps(model.config, indent=1) + "\n")
-        save_file(model.half().state_dict(), folder / "model.safetensors")
-        tokenizer.save_pretrained(folder)
-
+    fit_preference(model, tokenizer, clips, pictures, index, sample_caption, near_miss, rng, "video_held_out", scale)
     what = "ImageReward architecture on 3 x 3 grids of the frames, the held-out reward of the video tasks; matched videos score 1 +- 1."
+    save = partial(save_reward, model, tokenizer)
     finish_reward(output / "tiny-video-held-out", "video_held_out", "image_grid", save, what, DATA, preferences())
 
 
@@ -121,9 +85,5 @@ def near_miss(clip: Clip, caption: str, rng: random.Random) -> Clip | None:
 def preferences() -> tuple[Tensor, Tensor, list[str]]:
     """Right videos, near misses, and the captions that tell them apart."""
     generator, rng = torch.Generator().manual_seed(202), random.Random(202)
-    clips = sample_clips(1024, generator)
-    captions = [sample_caption(c, rng) for c in clips]
-    misses = [near_miss(clip, caption, rng) for clip, caption in zip(clips, captions, strict=True)]
-    rows = [row for row in zip(clips, misses, captions, strict=True) if row[1] is not None]
-    clips, misses, captions = (list(column) for column in zip(*rows, strict=True))
+    clips, misses, captions = told_apart(sample_clips(1024, generator), sample_caption, near_miss, rng)
     return sample_videos(clips, generator), sample_videos(misses, generator), captions
