@@ -72,6 +72,11 @@ def k_from_kappa(kappa: float, rewards: Tensor) -> float:
     return kappa / float(rewards.std())
 
 
+def sharpness(k: float | None, kappa: float | None, rewards: Tensor) -> float:
+    """The k of RAS for these rewards: k itself if given, else from kappa, 1 if neither is given."""
+    return k if k is not None else k_from_kappa(1.0 if kappa is None else kappa, rewards)
+
+
 # ------------------------------------------------------------------------------------------------------- the objectives
 
 

@@ -237,7 +237,7 @@ class Trainer:
         o = self.config.objective
         everyone = self.accelerator.gather(rewards)
         prior = self.prior([key_of(p) for p in prompts], everyone)
-        k = o.k if o.k is not None else objective.k_from_kappa(1.0 if o.kappa is None else o.kappa, everyone)
+        k = objective.sharpness(o.k, o.kappa, everyone)
         if isinstance(prior, Tensor):
             prior = prior.to(rewards)
         advantages = objective.OBJECTIVES[o.name](rewards, prior, alpha=o.alpha, k=k, lam=o.lam, beta=o.beta)

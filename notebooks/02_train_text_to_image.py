@@ -56,8 +56,7 @@ facts = runs.prompt_facts(config.evaluation.prompts or config.prompts, prompts)
 order = np.argsort(-facts["level"], kind="stable")  # from clear to ambiguous
 rewards = before.scores["reward"]  # (prompts, samples)
 advantages = group_advantages(rewards)
-clear = max(order[: len(order) // 2], key=lambda i: rewards[i].max() + rewards[i].std())  # well drawn once, and not always
-vague = min(order[-(len(order) // 8) :], key=lambda i: rewards[i].std())  # rewards differ least
+clear, vague = runs.clear_and_vague(facts["level"], rewards)
 shown = [clear, vague]
 figure = plots.show_pictures([before.pixels[i] for i in shown], [prompts[i] for i in shown], 1.1)
 for ax, r, a in zip(figure.axes, rewards[shown].flatten(), advantages[shown].flatten(), strict=True):
@@ -139,10 +138,10 @@ if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "dive
 # %%
 from scipy.stats import spearmanr
 
-from bpgo.objective import k_from_kappa, ras_weights
+from bpgo.objective import ras_weights, sharpness
 
 o = config.objective
-k = o.k if o.k is not None else k_from_kappa(1.0 if o.kappa is None else o.kappa, rewards)
+k = sharpness(o.k, o.kappa, rewards)
 weights = ras_weights(rewards, rewards.mean(), o.alpha, k).numpy()
 others = {"level": facts["level"]} | ({"accuracy": first["accuracy"][0]} if "accuracy" in first else {})
 figures.weights(logs, weights, facts["level"], others.get("accuracy"))
@@ -157,10 +156,7 @@ for name, values in others.items():
 # Each number below is a paired difference on the same prompts and noise, with its 95 % t interval.
 
 # %%
-print("intervals over", "seeds" if len(seeds) > 1 else f"{len(prompts)} prompts of a single seed")
-print(runs.contrasts(parts, first, "before"), end="\n\n")
-if "grpo" in parts and len(parts) > 1:
-    print(runs.contrasts({name: scores for name, scores in parts.items() if name != "grpo"}, parts["grpo"], "grpo"))
+print(runs.comparison(parts, first))
 
 # %%
 spent, table = runs.seconds(logs)

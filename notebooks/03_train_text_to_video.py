@@ -18,7 +18,7 @@
 
 # %% [markdown]
 # # 3. Can a reward teach a text-to-video model to move?
-# *About 10 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebook 2 first.*
+# *About 4 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebook 2 first.*
 #
 # The objectives of notebook 2, now on a small Wan pipeline that makes clips of nine frames: one thing that stays still, moves, bounces or grows, slowly or fast. A caption may leave any of this open. The training reward is of the paper's kind: a CLIP for videos, which reads several frames of a clip (here four) at once.
 #
@@ -53,8 +53,7 @@ config, prompts, before = start.config, start.evaluation_prompts, start.evaluate
 facts = runs.prompt_facts(config.evaluation.prompts or config.prompts, prompts)
 order = np.argsort(-facts["level"], kind="stable")  # from clear to ambiguous
 rewards = before.scores["reward"]  # (prompts, samples)
-clear = max(order[: len(order) // 2], key=lambda i: rewards[i].max() + rewards[i].std())  # well made once, and not always
-vague = min(order[-(len(order) // 8) :], key=lambda i: rewards[i].std())  # rewards differ least
+clear, vague = runs.clear_and_vague(facts["level"], rewards)
 figures.groups(before, prompts, [clear, vague])
 plt.show()
 
@@ -121,10 +120,10 @@ if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "dive
 # %%
 from scipy.stats import spearmanr
 
-from bpgo.objective import k_from_kappa, ras_weights
+from bpgo.objective import ras_weights, sharpness
 
 o = config.objective
-k = o.k if o.k is not None else k_from_kappa(1.0 if o.kappa is None else o.kappa, rewards)
+k = sharpness(o.k, o.kappa, rewards)
 prior = prior_of(start, prompts, rewards)
 weights = ras_weights(rewards, prior, o.alpha, k).numpy()
 others = {"level": facts["level"]} | ({"accuracy": first["accuracy"][0]} if "accuracy" in first else {})
@@ -141,10 +140,7 @@ for name, values in others.items():
 # Paired differences on the same prompts and noise, with 95 % t intervals. For `flicker` lower is better; `overall` is the mean of accuracy, motion and looks.
 
 # %%
-print("intervals over", "seeds" if len(seeds) > 1 else f"{len(prompts)} prompts of a single seed")
-print(runs.contrasts(parts, first, "before"), end="\n\n")
-if "grpo" in parts and len(parts) > 1:
-    print(runs.contrasts({name: scores for name, scores in parts.items() if name != "grpo"}, parts["grpo"], "grpo"), end="\n\n")
+print(runs.comparison(parts, first), end="\n\n")
 spent, table = runs.seconds(logs)
 print(table)
 

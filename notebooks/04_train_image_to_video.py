@@ -18,7 +18,7 @@
 
 # %% [markdown]
 # # 4. What does each of two experts learn when a given picture is to move?
-# *About 10 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebooks 2 and 3 first.*
+# *About 5 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebooks 2 and 3 first.*
 #
 # Image-to-video: a clip is to begin with a given picture and to move as its prompt says. The generator is a small Wan of the newer kind, with **two experts**: one transformer draws while the noise is high, another finishes. We train both with the objectives of notebook 2, and then take them apart.
 #
@@ -53,8 +53,7 @@ config, prompts, before = start.config, start.evaluation_prompts, start.evaluate
 facts = runs.prompt_facts(config.evaluation.prompts or config.prompts, prompts)
 order = np.argsort(-facts["level"], kind="stable")  # from clear to ambiguous
 rewards = before.scores["reward"]  # (prompts, samples)
-clear = max(order[: len(order) // 2], key=lambda i: rewards[i].max() + rewards[i].std())  # well made once, and not always
-vague = min(order[-(len(order) // 8) :], key=lambda i: rewards[i].std())  # rewards differ least
+clear, vague = runs.clear_and_vague(facts["level"], rewards)
 figures.groups(before, prompts, [clear, vague], scale=0.42)
 plt.show()
 
@@ -114,10 +113,10 @@ if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "dive
 # **Before you look:** a still clip of a red box and the words "a red box moves left": will this prior be high or low, and what weight does the prompt get?
 
 # %%
-from bpgo.objective import k_from_kappa, ras_weights
+from bpgo.objective import ras_weights, sharpness
 
 o = config.objective
-k = o.k if o.k is not None else k_from_kappa(1.0 if o.kappa is None else o.kappa, rewards)
+k = sharpness(o.k, o.kappa, rewards)
 prior = prior_of(start, prompts, rewards)
 weights = ras_weights(rewards, prior, o.alpha, k).numpy()
 prior, mean = np.broadcast_to(np.asarray(prior), len(prompts)), rewards.mean(1).numpy()
@@ -169,10 +168,7 @@ if len(own) == 2:
 # Paired differences on the same prompts and noise, with 95 % t intervals. `first_frame` is the distance between the first frame and the given picture; for it and for `flicker`, lower is better.
 
 # %%
-print("intervals over", "seeds" if len(seeds) > 1 else f"{len(prompts)} prompts of a single seed")
-print(runs.contrasts(parts, first, "before"), end="\n\n")
-if "grpo" in parts and len(parts) > 1:
-    print(runs.contrasts({name: scores for name, scores in parts.items() if name != "grpo"}, parts["grpo"], "grpo"), end="\n\n")
+print(runs.comparison(parts, first), end="\n\n")
 spent, table = runs.seconds(logs)
 print(table)
 

@@ -117,6 +117,24 @@ def contrasts(parts: Parts, base: dict[str, np.ndarray], name: str) -> str:
     return aligned(lines)
 
 
+def comparison(parts: Parts, first: dict[str, np.ndarray]) -> str:
+    """Two tables of `contrasts`, of every objective with before training and with GRPO if it is there; and what the intervals are over."""
+    seeds, prompts = next(iter(next(iter(parts.values())).values())).shape
+    over = "intervals over " + ("seeds" if seeds > 1 else f"{prompts} prompts of a single seed")
+    tables = [contrasts(parts, first, "before")]
+    if others := {name: scores for name, scores in parts.items() if name != "grpo" and "grpo" in parts}:
+        tables.append(contrasts(others, parts["grpo"], "grpo"))
+    return f"{over}\n" + "\n\n".join(tables)
+
+
+def clear_and_vague(level: np.ndarray, rewards) -> tuple[int, int]:
+    """Two telling prompts, by level (P,) and rewards (P, S): of the clearer half one made well once and not always, and of the most
+    ambiguous eighth the one whose rewards differ least."""
+    order = np.argsort(-level, kind="stable")
+    clear = max(order[: len(order) // 2], key=lambda i: rewards[i].max() + rewards[i].std())
+    return clear, min(order[-(len(order) // 8) :], key=lambda i: rewards[i].std())
+
+
 def seconds(logs: dict[str, list[Run]]) -> tuple[dict[str, float], str]:
     """Median seconds of an iteration by objective, and a table of its phases."""
     phases = ("sample", "decode", "score", "update", "seconds")
