@@ -145,7 +145,7 @@ spent, table = runs.seconds(logs)
 print(table)
 
 # %% [markdown]
-# With one seed the interval covers other *prompts*, not another *training*: **one seed decides nothing**. `make reproduce ARGS="--profile video"` trains three seeds of this notebook and of the next, and writes a table with intervals over seeds to `reproduce/results/video/`; go by that.
+# Six iterations are a look at the machinery, not a result: most intervals cover zero, and what is plain is that flicker grows. With one seed intervals cover *prompts* only: **one seed decides nothing**. `make reproduce ARGS="--profile video"` trains three seeds of notebooks 3 and 4 and writes a table to `reproduce/results/video/`.
 
 # %% tags=["nbval-check-output"]
 study.record("text_to_video", first, parts, spent)

@@ -173,7 +173,7 @@ spent, table = runs.seconds(logs)
 print(table)
 
 # %% [markdown]
-# One seed decides nothing. `make reproduce ARGS="--profile video"` trains three seeds of notebooks 3 and 4 and writes a table with intervals over seeds to `reproduce/results/video/`.
+# Six iterations of one seed are a look at the machinery and decide nothing. `make reproduce ARGS="--profile video"` trains three seeds of notebooks 3 and 4 and writes a table with intervals over seeds to `reproduce/results/video/`.
 
 # %% tags=["nbval-check-output"]
 halves = dict(zip([f"{objectives[-1]}, high noise only", f"{objectives[-1]}, low noise only"], alone.values(), strict=False))
