@@ -81,10 +81,18 @@ class Sampling:
     """Share of the noisy steps that each iteration trains, drawn at random."""
     window: Count | None = None
     """Instead: this many consecutive steps carry noise and are trained, all others are plain ODE steps."""
+    window_range: tuple[Annotated[int, Field(ge=0)], Count] | None = None
+    """First step that the window may hold, and the one after the last; null: all that can carry noise."""
     shared_noise: bool = False
     """Whether a group starts from one initial noise."""
     micro_batch: Count | None = None
     """Rows in one model call; null: all rows of an update."""
+
+    @model_validator(mode="after")
+    def _range_is_of_a_window(self):
+        if self.window_range is not None and self.window is None:
+            raise ValueError("window_range says where sampling.window may lie: give sampling.window too")
+        return self
 
 
 @settings

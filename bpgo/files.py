@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 
 SHIPPED = Path(__file__).parent / "checkpoints"
-FILE_TYPES = (".txt", ".json", ".jsonl", ".yaml", ".yml", ".safetensors")  # never the end of a hub id, which may have dots
+# never the end of a hub id, which may have dots
+FILE_TYPES = (".txt", ".json", ".jsonl", ".yaml", ".yml", ".safetensors", ".bin", ".pt", ".pth")
 
 
 def resolve(path_or_hub_id: str | Path) -> Path | str:
@@ -35,6 +37,16 @@ def check_safetensors(place: Path) -> None:
                 pass
         except SafetensorError as error:
             raise ValueError(f"{file} is truncated or damaged ({file.stat().st_size} bytes): copy or make it again") from error
+
+
+def read_pt(file: Path) -> dict:
+    """What a published `.pt`, `.pth` or `.bin` file names, on the CPU. Raises ValueError if it is damaged or holds code (not run)."""
+    import torch
+
+    try:
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
+    except (UnpicklingError, EOFError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged, or holds more than tensors (code in it is not run): download it again") from error
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

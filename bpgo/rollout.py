@@ -38,11 +38,20 @@ class Plan(NamedTuple):
         return SCHEDULES[self.schedule].step(x, velocity, self.sigmas[i], self.sigmas[i + 1], self.noise[i], **given)
 
 
-def plan(sigmas: Tensor, schedule: str, level: float, trained_share: float, window: int | None, rng: random.Random) -> Plan:
+def plan(
+    sigmas: Tensor,
+    schedule: str,
+    level: float,
+    trained_share: float,
+    window: int | None,
+    rng: random.Random,
+    window_range: tuple[int, int] | None = None,
+) -> Plan:
     """Which steps carry noise and which are trained in one iteration.
 
     Without a window every step but the last carries noise, and a random share of these (at least one) is trained. With a window, that many
     consecutive steps at a random place carry noise and are trained; all others are plain ODE steps (MixGRPO, arXiv 2507.21802).
+    window_range keeps the window within steps [first, last), as Flow-GRPO-Fast does.
     """
     noisy = len(sigmas) - 2
     if noisy < 1:
@@ -50,11 +59,13 @@ def plan(sigmas: Tensor, schedule: str, level: float, trained_share: float, wind
     if window is None:
         carrying = set(range(noisy))
         trained = rng.sample(range(noisy), max(1, round(trained_share * noisy)))
-    elif 1 <= window <= noisy:
-        start = rng.randint(0, noisy - window)
-        carrying = set(trained := range(start, start + window))
     else:
-        raise ValueError(f"a window of {window} does not fit the {noisy} steps that can carry noise")
+        first, last = window_range or (0, noisy)
+        if not (window >= 1 and first >= 0 and first + window <= last <= noisy):
+            where = f"the steps from {first} to {last - 1} of " if window_range else ""
+            raise ValueError(f"a window of {window} does not fit {where}the {noisy} steps that can carry noise")
+        start = rng.randint(first, last - window)
+        carrying = set(trained := range(start, start + window))
     return Plan(sigmas.tolist(), noise_levels(schedule, sigmas, level, carrying), schedule, tuple(sorted(trained)))
 
 

@@ -230,7 +230,7 @@ class Trainer:
 
     def _plan(self, rng: random.Random) -> Plan:
         s = self.config.sampling
-        return plan(self.sigmas, s.schedule, s.noise_level, s.trained_share, s.window, rng)
+        return plan(self.sigmas, s.schedule, s.noise_level, s.trained_share, s.window, rng, s.window_range)
 
     def weigh(self, prompts: list[str], rewards: Tensor) -> tuple[objective.Advantages, dict[str, float]]:
         """Rewards (N, G) to advantages by the objective and its prior; and what to log of them."""

@@ -279,3 +279,9 @@ def test_from_a_shell():
     assert wrong.stderr == "bpgo train: unknown setting 'seeed': did you mean 'seed'?\n"
     right = subprocess.run([*command, "settings"], capture_output=True, text=True)
     assert (right.returncode, right.stderr) == (0, "")
+
+
+def test_a_range_without_a_window_is_refused():
+    with pytest.raises(ConfigError, match=r"sampling: window_range says where sampling\.window may lie"):
+        read_config("t2v-tiny", ["sampling.window=null", "sampling.window_range=[0, 4]"])
+    assert read_config("t2v-tiny", ["sampling.window=3", "sampling.window_range=[1, 6]"]).sampling.window_range == (1, 6)

@@ -270,6 +270,19 @@ def test_one_step_cannot_be_trained(steps, window):
         plan(sigma_grid(steps), "dance-grpo", 0.3, 0.6, window, random.Random(0))
 
 
+def test_a_window_stays_within_its_range():
+    rng = random.Random(4)
+    seen = Counter(plan(sigma_grid(8), "flow-grpo", 0.7, 0.6, 2, rng, (0, 4)).trained for _ in range(300))
+    assert set(seen) == {(0, 1), (1, 2), (2, 3)} and min(seen.values()) > 60
+    assert plan(sigma_grid(8), "flow-grpo", 0.7, 0.6, 2, rng, (5, 7)).trained == (5, 6)
+
+
+@pytest.mark.parametrize("where", [(0, 1), (3, 3), (6, 8), (-1, 3), (4, 2)])
+def test_a_range_that_holds_no_window_or_leaves_the_grid_is_refused(where):
+    with pytest.raises(ValueError, match=r"window of 2 does not fit the steps from .* of the 7"):
+        plan(sigma_grid(8), "flow-grpo", 0.7, 0.6, 2, random.Random(0), where)
+
+
 @pytest.mark.parametrize("window", [0, -1, 6, 100])
 def test_a_window_that_does_not_fit_is_refused(window):
     with pytest.raises(ValueError, match=rf"window of {window}.*5"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -19,36 +20,12 @@ class RewardError(ValueError):
     """A reward raised, or returned something that cannot be trained on."""
 
 
-def _clip(path, **options):
-    from .clip import load
-
-    return load(path, **options)
-
-
-def _image_reward(path):
-    from .image_reward import load
-
-    return load(path)
-
-
-def _image_grid(path):
-    from .image_grid import load
-
-    return load(path)
-
-
-def _video_clip_xl(path):
-    from .video_clip_xl import load
-
-    return load(path)
-
-
-REWARDS = {
-    "clip": (_clip, "openai/clip-vit-large-patch14"),
-    "pickscore": (partial(_clip, logit_scale=True), "yuvalkirstain/PickScore_v1"),
-    "image_reward": (_image_reward, None),
-    "image_grid": (_image_grid, None),
-    "video_clip_xl": (_video_clip_xl, "alibaba-pai/VideoCLIP-XL"),
+REWARDS = {  # name: the module that loads it, with these options, and the published weights
+    "clip": ("clip", {}, "openai/clip-vit-large-patch14"),
+    "pickscore": ("clip", {"logit_scale": True}, "yuvalkirstain/PickScore_v1"),
+    "image_reward": ("image_reward", {}, None),
+    "image_grid": ("image_grid", {}, None),
+    "video_clip_xl": ("video_clip_xl", {}, "alibaba-pai/VideoCLIP-XL"),
 }
 
 
@@ -63,13 +40,13 @@ def load_reward(name: str, path_or_hub_id: str | Path | None = None, device: str
         raise ValueError(
             f"unknown reward {name!r}" + (f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(REWARDS)}")
         )
-    load, published = REWARDS[name]
+    module, options, published = REWARDS[name]
     if path_or_hub_id is None and published is None:
         raise FileNotFoundError(f"the reward {name!r} needs a folder of weights: give its path")
     place = resolve(path_or_hub_id or published)
     if isinstance(place, Path):
         check_safetensors(place)
-    model, score = load(place)
+    model, score = import_module(f".{module}", __package__).load(place, **options)
     model.to(device)
     return partial(checked, score, name)
 

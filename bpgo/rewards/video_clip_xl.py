@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
 
+from ..files import read_pt
 from ..text import tokenize
 from .preprocess import stretch
 
@@ -91,10 +91,7 @@ def preprocess(pixels: Tensor, frames: int, side: int) -> Tensor:
 
 def read_published(file: Path) -> dict[str, Tensor]:
     """The tensors of VideoCLIP-XL.bin under VideoCLIP's names. Raises ValueError for a damaged file, and for one with code in it."""
-    try:
-        theirs = dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (UnpicklingError, EOFError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is damaged, or holds more than tensors (code in it is not run): download it again") from error
+    theirs = read_pt(file)
     ours, rest = {}, theirs.pop("text_model.positional_embedding_res", torch.empty(0))
     for name in theirs.keys() - {"vision_model.temp", "text_model.logit_scale"}:
         tensor, kept = theirs[name], name == "text_model.positional_embedding"
