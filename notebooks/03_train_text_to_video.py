@@ -171,7 +171,7 @@ study.record("text_to_video", first, parts, spent)
 # - One reward mixes alignment, motion and looks; judges that keep them apart show what was paid for, and with what.
 # - Against a prior that stands still, progress looks like trust, the same for every prompt.
 #
-# **Vary** `seeds`, `iterations` (50 in the preset), `prior.kind`, `sampling.window` (fewer noisy steps), `generator.guidance` (above 1, at twice the cost). **Where it breaks:** shapes blur in a long run, as in notebook 2; the training reward sees four of the nine frames (every second one, not the last), so what happens between them is not paid for; nine frames of 32 pixels say little about 81 frames of 480p.
+# **Vary** `seeds`, `iterations` (100 in the preset), `prior.kind`, `sampling.window_range` (which steps are trained: with `[3, 7]` the looks suffer), `generator.guidance` (above 1, at twice the cost). **Where it breaks:** shapes blur in a long run, as in notebook 2; the training reward sees four of the nine frames (every second one, not the last), so what happens between them is not paid for; nine frames of 32 pixels say little about 81 frames of 480p.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3), CRT (4), objective (5).

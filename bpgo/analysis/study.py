@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -65,6 +65,11 @@ class Study:
         config = self.config(objective, seed)
         folder = folder or Path(self.output or self.scratch.name) / "runs" / f"{objective}-{seed}"
         return Remembering(config, folder, metrics=self.metrics if config.evaluation.oracle else {}, progress=False)
+
+    def variant(self, name: str, *overrides: str) -> Study:
+        """This study with further settings; its runs lie in the folder `name` of its output."""
+        place = Path(self.output or self.scratch.name) / name
+        return replace(self, overrides=[*self.overrides, *overrides], output=str(place))
 
     def start(self) -> Trainer:
         """The trainer of a run that nobody trains: the model as it is before."""
