@@ -4,6 +4,7 @@
 #     smallest:
 #       objectives: [bpgo]
 #       iterations: 2
+#       low_noise_iterations: 1
 #       evaluate_every: 2
 #       overrides: [groups=2, group_size=8, sampling.steps=4, sampling.window=1, "sampling.window_range=[0, 2]", evaluation.steps=2, evaluation.samples=2, prompts=prompts/image-clip-evaluation.jsonl]
 #   jupytext:
@@ -31,6 +32,7 @@ preset: str = "i2v-tiny"  # settings file, or the name of one in reproduce/prese
 objectives: list = ["grpo", "ras", "crt", "bpgo"]  # any of these, and bgpo
 seeds: list = [0]  # one run of each objective for each
 iterations: int = 6  # rollouts followed by updates
+low_noise_iterations: int = 6  # of the run that trains the expert of low noise
 evaluate_every: int = 3  # iterations between evaluations
 checkpoint: str = ""  # pipeline to start from, a folder or hub id; empty, the preset's
 overrides: list = []  # more settings, written as for python -m bpgo train
@@ -145,7 +147,8 @@ if len(own) == 2:
     noisy = start.sigmas[:-2].tolist()  # the last step carries no noise
     late = [i for i, sigma in enumerate(noisy) if start.policy.expert(sigma) == "transformer_2"]
     window = min(config.sampling.window or len(late), len(late))
-    low_noise = study.variant("low_noise", f"sampling.window={window}", f"sampling.window_range=[{late[0]}, {late[-1] + 1}]")
+    late_steps = [f"sampling.window={window}", f"sampling.window_range=[{late[0]}, {late[-1] + 1}]"]
+    low_noise = study.variant("low_noise", *late_steps, f"iterations={low_noise_iterations}")
     found = {"high": [], "low": [], "both": []}
     for seed in seeds:
         trained = {"transformer": study.trainer(objectives[-1], seed), "transformer_2": low_noise.trainer(objectives[-1], seed)}

@@ -8,6 +8,8 @@ import re
 import sys
 from pathlib import Path
 
+import yaml
+
 from bpgo.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,13 +40,18 @@ def video_picture(root):
     files = [f"{VIDEO}/{task}-seed0/samples.gif" for task in ("text_to_video", "image_to_video")]
     alt = "Clips for prompts of rising ambiguity, before training and after it"
     pictures = "\n".join(f"![{alt}]({file})" for file in files if (root / file).exists())
-    return f"{pictures}\n\n*The tiny Wan, text-to-video and image-to-video, before and after 40 iterations (seed 0).*" if pictures else ""
+    return f"{pictures}\n\n*The tiny Wan, text-to-video and image-to-video, before and after {_iterations(root)} iterations (seed 0).*" if pictures else ""
 
 
 def video(root):
     """The table over seeds of both video tasks; nothing where there is none."""
-    place, said = root / VIDEO / "table.md", "40 iterations of 8 prompts x 8 clips on the tiny Wan, from the same start."
+    place, said = root / VIDEO / "table.md", f"{_iterations(root)} iterations of 8 prompts x 8 clips on the tiny Wan, from the same start."
     return f"{said} {place.read_text().strip()}" if place.exists() else ""
+
+
+def _iterations(root):
+    profile = yaml.safe_load((root / "reproduce/video.yaml").read_text())
+    return " and ".join(str(profile[task]["parameters"]["iterations"]) for task in ("text_to_video", "image_to_video"))
 
 
 MARKS = {"picture": picture, "results": results, "video picture": video_picture, "video": video}
