@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.overrides += rest
     try:
         return COMMANDS[options.command](options)
-    except (ConfigError, FileNotFoundError, ValueError, OSError, FloatingPointError) as error:
+    except (ConfigError, FileNotFoundError, ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"bpgo {options.command}: {error}", file=sys.stderr)
         return 2
 

@@ -8,13 +8,39 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .parallel import like, whole
+
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of another run."""
+
+
+def pack(parameters: dict[str, Tensor], averages: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything that training moves, whole and by name. Every process of a run must call it."""
+    tensors = {f"weights/{name}": p for name, p in parameters.items()} | {f"ema/{name}": p for name, p in averages.items()}
+    for name, p in parameters.items():
+        tensors |= {f"optimiser/{key}/{name}": value for key, value in optimiser.state[p].items()}
+    return {name: whole(t.detach()) for name, t in tensors.items()} | {"rng": torch.get_rng_state()}
+
+
+@torch.no_grad()
+def unpack(
+    tensors: dict[str, Tensor], parameters: dict[str, Tensor], averages: dict[str, Tensor], optimiser: torch.optim.Optimizer
+) -> None:
+    """Put back what `pack` took, on any number of processes."""
+    for name, p in parameters.items():
+        p.copy_(like(tensors[f"weights/{name}"], p))
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            if (value := tensors.get(f"optimiser/{key}/{name}")) is not None:
+                optimiser.state[p][key] = like(value, p) if value.shape == p.shape else value.to(p.device)
+    for name, p in averages.items():
+        p.copy_(like(tensors[f"ema/{name}"], p))
+    torch.set_rng_state(tensors["rng"])
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:

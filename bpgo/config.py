@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 PRESETS = Path(__file__).parent.parent / "reproduce" / "presets"
@@ -57,14 +57,35 @@ class Generator:
     """Scale of the adapters; null: twice the rank."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    vae_tiling: bool = False
+    """Decode and encode in tiles: less memory, slightly other pixels where tiles meet."""
+    offload: bool = False
+    """Keep on the CPU what is not at work: text encoders, autoencoder, the other expert, the rollout. Prompts are encoded once, to disk."""
+    compile: bool = False
+    """torch.compile the transformer: the first iterations wait for it, and the first ratio is 1 up to rounding only."""
 
 
 @settings
 class Reward:
     name: str
-    """clip, pickscore, image_reward, image_grid, video_clip_xl."""
+    """One of `bpgo.rewards.REWARDS`: clip, pickscore, hpsv2, image_reward, video_clip_xl, video_align, ..."""
     path: str | None = None
     """Folder, shipped name or hub id of its weights; null: the published ones."""
+    scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """What its values are multiplied by: its weight in a sum, or the scale on which a paper reports it."""
+    device: str | None = None
+    """Where it runs, such as cuda:1; null: where the policy does."""
+    process: bool = False
+    """Run it in a process of its own, which scores while the next micro-batch is sampled."""
+    time_limit: Positive = 600.0
+    """Seconds that this process may take over one micro-batch."""
+
+
+def _listed(value):
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+Rewards = Annotated[list[Reward], BeforeValidator(_listed)]  # in a preset also a single one, or null for none
 
 
 @settings
@@ -160,15 +181,15 @@ class Optimiser:
 @settings
 class Evaluation:
     prompts: str | None = None
-    """Text or JSON-lines file; null: the training prompts."""
+    """Like `prompts`; null: the training prompts."""
     every: Count | None = None
     """Iterations between evaluations; null: before the first and after the last only."""
     samples: Count = 4
     """A prompt, from noise hashed from the prompt."""
     steps: Count = 16
     """ODE steps."""
-    held_out: Reward | None = None
-    """A reward that the policy is not trained on."""
+    held_out: Rewards = field(default_factory=list)
+    """A reward that the policy is not trained on, or a list of several."""
     oracle: bool = False
     """Also measure with the shapes world's oracle."""
 
@@ -176,9 +197,10 @@ class Evaluation:
 @settings
 class Config:
     generator: Generator
-    reward: Reward
+    reward: Annotated[Rewards, Field(min_length=1)]
+    """One, or a list of several: their scaled values are added."""
     prompts: str
-    """Text file (a prompt a line) or JSON lines with the keys `prompt` and, for image-to-video, `image`; a path or a shipped name."""
+    """Text file, JSON lines (`prompt`, for image-to-video `image`) or dataset (`owner/name:split:column`): see prompts.read_prompts."""
     sampling: Sampling = field(default_factory=Sampling)
     objective: Objective = field(default_factory=Objective)
     prior: Prior = field(default_factory=Prior)
@@ -232,6 +254,8 @@ def read_config(preset: str | Path, overrides: Iterable[str] = ()) -> Config:
         branch = tree
         for parent in parents:
             branch = branch.setdefault(parent, {})
+            if isinstance(branch, list) and len(branch) == 1:
+                branch = branch[0]
             if not isinstance(branch, dict):
                 raise ConfigError(f"{key!r}: {parent} is {branch!r}, it has no settings below it")
         branch[leaf] = _parse(value, override)
@@ -254,7 +278,7 @@ def build_config(tree: dict) -> Config:
 
 
 def _explain(error: dict) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+    key = ".".join(part for part in error["loc"] if isinstance(part, str))
     if error["type"] == "unexpected_keyword_argument":
         known = flatten(Config)
         near = get_close_matches(key, [*known, *{name.rpartition(".")[0] for name in known}], 1, 0.5)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -59,21 +60,50 @@ def encode_each(policy, prompts: list[str]) -> dict[str, Tensor]:
 
 
 def evaluate(
-    policy, prompts: list[str], metrics: dict[str, Metric], samples: int, steps: int, shift: float, micro_batch: int | None = None
+    policy,
+    prompts: list[str],
+    metrics: dict[str, Metric],
+    samples: int,
+    steps: int,
+    shift: float,
+    micro_batch: int | None = None,
+    conditions: Callable[[list[str]], dict[str, Tensor]] | None = None,
+    keep: bool = True,
 ) -> Scores:
-    """Sample S pictures or videos of each prompt by the ODE and measure them. Metrics get flat rows, the samples of a prompt together."""
-    seeds, drawn = [], Counter()
-    flat = [prompt for prompt in prompts for _ in range(samples)]
-    for key in map(key_of, flat):
-        seeds.append(seed_of("evaluation", key, drawn[key]))
-        drawn[key] += 1
-    cond, sigmas, pixels = encode_each(policy, prompts), sigma_grid(steps, shift), []
-    for part in micro_batches(len(flat), micro_batch):
-        noise = row_noise(seeds[part], policy.latent_shape(), 1, policy.device)[0]
-        pixels.append(policy.decode(integrate(policy, noise, select(cond, part, samples), sigmas)))
-    pixels, found = torch.cat(pixels), {}
-    for name, metric in metrics.items():
-        values = metric(pixels, flat)
-        found |= values if isinstance(values, dict) else {name: values}
-    scores = {name: values.float().cpu().view(len(prompts), samples) for name, values in found.items()}
-    return Scores(pixels.cpu().unflatten(0, (len(prompts), samples)), scores)
+    """Sample S pictures or videos of each prompt by the ODE and measure them. Metrics get flat rows, the samples of a prompt together.
+
+    conditions: what encodes prompts, if not the policy anew. keep: whether the samples are to be returned; else they are dropped as soon as
+    they are measured, and pixels is empty.
+    """
+    at_once = len(prompts) if micro_batch is None else max(1, micro_batch // samples)
+    conditions, sigmas, drawn = conditions or partial(encode_each, policy), sigma_grid(steps, shift), Counter()
+    kept, found = [], defaultdict(list)
+    for chosen in micro_batches(len(prompts), at_once):
+        flat, seeds = [p for p in prompts[chosen] for _ in range(samples)], []
+        for key in map(key_of, flat):
+            seeds.append(seed_of("evaluation", key, drawn[key]))
+            drawn[key] += 1
+        cond, pixels = conditions(prompts[chosen]), []
+        for part in micro_batches(len(flat), micro_batch):
+            noise = row_noise(seeds[part], policy.latent_shape(), 1, policy.device)[0]
+            pixels.append(policy.decode(integrate(policy, noise, select(cond, part, samples), sigmas)))
+        pixels = torch.cat(pixels)
+        for name, metric in metrics.items():
+            values = metric(pixels, flat)
+            for key, scores in (values if isinstance(values, dict) else {name: values}).items():
+                found[key].append(scores.float().cpu().view(-1, samples))
+        if keep:
+            kept.append(pixels.cpu().unflatten(0, (-1, samples)))
+    return Scores(torch.cat(kept) if keep else torch.empty(0), {name: torch.cat(parts) for name, parts in found.items()})
+
+
+def shares(prompts: list[str], count: int) -> list[list[int]]:
+    """Indices of the prompts that each of `count` processes evaluates: equally many, equal prompts together (they share a count of draws).
+
+    Where they do not divide, the last index of a share is repeated at its end.
+    """
+    keys = list(dict.fromkeys(map(key_of, prompts)))
+    of = {key: n % count for n, key in enumerate(keys)}
+    found = [[i for i, p in enumerate(prompts) if of[key_of(p)] == rank] for rank in range(count)]
+    longest = max(map(len, found))
+    return [share + (share[-1:] or [0]) * (longest - len(share)) for share in found]

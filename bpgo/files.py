@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 from pathlib import Path
 from pickle import UnpicklingError
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 # never the end of a hub id, which may have dots
 FILE_TYPES = (".txt", ".json", ".jsonl", ".yaml", ".yml", ".safetensors", ".bin", ".pt", ".pth")
+
+DAMAGED = (LookupError, struct.error, AssertionError, AttributeError)  # what torch.load also raises for a part of a file, and for text
 
 
 def resolve(path_or_hub_id: str | Path) -> Path | str:
@@ -45,13 +49,13 @@ def read_pt(file: Path) -> dict:
 
     try:
         return dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (UnpicklingError, EOFError, RuntimeError, TypeError, ValueError) as error:
+    except (*DAMAGED, UnpicklingError, EOFError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged, or holds more than tensors (code in it is not run): download it again") from error
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file beside its place and move it there; on an error (disk full, read-only) the old file stays."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write the same
     try:
         with partial.open("wb") as stream:
             stream.write(data.encode() if isinstance(data, str) else data)
@@ -60,3 +64,8 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_log(file: str | Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl, timing.jsonl or evaluations.jsonl."""
+    return [json.loads(line) for line in Path(file).read_text().splitlines()]

@@ -49,13 +49,20 @@ def images_of(prompts: list[str]) -> list | None:
 
 
 def read_prompts(path: str) -> list[str]:
-    """Prompts of a text file (one a line, blank lines skipped) or of JSON lines (`prompt` and, for image-to-video, `image`).
+    """Prompts of a text file (one a line, blank lines skipped), of JSON lines (`prompt` and, for image-to-video, `image`) or of a dataset.
 
-    image: a path, from the file's own folder, or a `data:` URI. Raises FileNotFoundError for a missing file, ValueError, with the file and
-    the line, for what cannot be read, or if there is no prompt.
+    image: a path, from the file's own folder, or a `data:` URI. A dataset is a hub id, a folder that `Dataset.save_to_disk` wrote or a
+    parquet file, read by the package `datasets`; a split and a column may follow: `owner/name`, `owner/name:test`,
+    `owner/name:train:caption`, `owner/name::caption`. Without: the split train, or the only one; the column prompt, or else text or caption
+    if just one of them is there. Its pictures are the column image. Raises FileNotFoundError for a missing file or dataset and if
+    `datasets` is not installed, ValueError, with the file and the line or row, for what cannot be read, or if there is no prompt.
     """
-    place = resolve(path)
-    if not isinstance(place, Path) or not place.is_file():
+    pieces = str(path).split(":")  # of which the name of a file may have some
+    cut = next((n for n in range(len(pieces), 0, -1) if Path(":".join(pieces[:n])).expanduser().exists()), 1)
+    place, parts = resolve(":".join(pieces[:cut])), pieces[cut:]
+    if not isinstance(place, Path) or place.suffix == ".parquet" or any((place / f).is_file() for f in ("state.json", "dataset_dict.json")):
+        return _dataset_prompts(place, *parts)
+    if parts or not place.is_file():
         raise FileNotFoundError(f"no prompt file {path!r}")
     try:
         text = place.read_text(encoding="utf-8-sig")
@@ -79,12 +86,55 @@ def _row(line: str, place: Path, number: int) -> Prompt:
     return Prompt(text, None if image is None else open_image(image, place.parent, f"{place}, line {number}"))
 
 
-def open_image(source: str, folder: Path, where: str):
-    """A PIL image from a path (relative: to `folder`) or a `data:` URI. Raises FileNotFoundError, ValueError; `where` goes into both."""
+def _dataset_prompts(place: Path | str, split: str = "", column: str = "", *more: str) -> list[Prompt]:
+    if more:
+        raise ValueError(f"{place}:{split}:{column}:{':'.join(more)} is no dataset: write name, name:split or name:split:column")
+    try:
+        import datasets
+    except ImportError:
+        raise FileNotFoundError(f"{str(place)!r} is no text or JSON-lines file; to read it as a dataset: pip install datasets") from None
+    try:
+        if isinstance(place, str):
+            found = datasets.load_dataset(place)
+        else:
+            found = datasets.load_from_disk(place) if place.is_dir() else datasets.Dataset.from_parquet(str(place))
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        hint = "; if it is gated, accept its terms on its page, then: hf auth login" if isinstance(place, str) else ""
+        raise (FileNotFoundError if hint else ValueError)(f"cannot read the dataset {str(place)!r}: {error}{hint}") from error
+    tables = found if isinstance(found, dict) else {str(found.split or "train"): found}
+    split = split or (next(iter(tables)) if len(tables) == 1 else "train")
+    if split not in tables:
+        raise ValueError(f"the dataset {place} has no split {split!r}; it has {', '.join(tables)}")
+    table, columns = tables[split], tables[split].column_names
+    others = [c for c in ("text", "caption") if c in columns]
+    column = column or (others[0] if "prompt" not in columns and len(others) == 1 else "prompt")
+    if column not in columns:
+        raise ValueError(f"the dataset {place}, split {split}, has no column {column!r}; it has {', '.join(columns)}")
+    if isinstance(table.features.get("image"), datasets.Image):  # encoded: open_image decodes, and names what it cannot
+        table = table.cast_column("image", datasets.Image(decode=False))
+    folder, prompts = Path(place).parent, []
+    for i, (text, image) in enumerate(zip(table[column], table["image"] if "image" in columns else [None] * len(table), strict=True)):
+        where = f"the dataset {place}, split {split}, row {i}"
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: {column} is {str(text)[:60]!r}, not a text")
+        source = image.get("bytes") or image.get("path") if isinstance(image, dict) else image
+        prompts.append(Prompt(text, None if image is None else open_image(source, folder, where)))
+    if not prompts:
+        raise ValueError(f"the dataset {place}, split {split}, has no prompts")
+    return prompts
+
+
+def open_image(source: str | bytes, folder: Path, where: str):
+    """A PIL image from a path (relative: to `folder`), a `data:` URI or a file's bytes.
+
+    Raises FileNotFoundError, ValueError; `where` goes into both.
+    """
     from PIL import Image
 
     try:
-        if source.startswith("data:"):
+        if isinstance(source, bytes):
+            image = Image.open(io.BytesIO(source))
+        elif source.startswith("data:"):
             image = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2], validate=True)))
         else:
             image = Image.open(folder / source)

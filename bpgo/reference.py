@@ -8,10 +8,12 @@ import os
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 from .config import Config, to_dict
 from .evaluation import evaluate
 from .files import write_atomic
+from .parallel import whole
 from .priors import Constant, PerPrompt, Prior, RunningMean
 from .prompts import images_of, key_of, pixels_of
 from .rewards import Reward
@@ -42,10 +44,11 @@ def reference_rewards(config: Config, policy, reward: Reward, prompts: list[str]
     probe = reward(policy.decode(row_noise([0, 1], policy.latent_shape(), 1, policy.device)[0]), [prompts[0], prompts[-1]])
     identity = [settings[k] for k in ("generator", "reward", "sampling")]
     identity += [config.prior.samples, config.evaluation.steps, keys, weights_fingerprint(policy.modules), probe.tolist()]
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-    place = Path(os.environ.get("BPGO_CACHE", Path.home() / ".cache" / "bpgo")) / f"reference-{name}.json"
-    if place.is_file():
-        return json.loads(place.read_text())
+    place = cache("reference", identity).with_suffix(".json")
+    known = json.loads(place.read_text()) if place.is_file() else None
+    (known,) = broadcast_object_list([known])  # all processes sample, or none does
+    if known is not None:
+        return known
     table = {}
     micro = config.sampling.micro_batch
     chunk = max(1, config.groups * config.group_size // config.prior.samples)
@@ -56,6 +59,12 @@ def reference_rewards(config: Config, policy, reward: Reward, prompts: list[str]
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(place, json.dumps(table))
     return table
+
+
+def cache(kind: str, identity: list) -> Path:
+    """Where what depends on this identity (anything JSON can write) is kept: in $BPGO_CACHE, or ~/.cache/bpgo."""
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+    return Path(os.environ.get("BPGO_CACHE", Path.home() / ".cache" / "bpgo")) / f"{kind}-{name}"
 
 
 def first_frame_rewards(policy, reward: Reward, prompts: list[str], chunk: int = 32) -> dict[str, float]:
@@ -80,6 +89,6 @@ def weights_fingerprint(modules: dict[str, torch.nn.Module]) -> str:
     digest = hashlib.sha256()
     for part, module in modules.items():
         for name, p in module.named_parameters():
-            moments = (p.detach().double().sum().item(), p.detach().double().square().sum().item())
+            moments = (whole(p.detach().double().sum()).item(), whole(p.detach().double().square().sum()).item())
             digest.update(repr((part, name, tuple(p.shape), moments)).encode())
     return digest.hexdigest()

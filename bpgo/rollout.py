@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -101,10 +101,14 @@ def sample_groups(
     seeds: list[int],
     start_seeds: list[int] | None = None,
     micro_batch: int | None = None,
+    finished: Callable[[slice, Tensor], None] | None = None,
+    keep_on: torch.device | str | None = None,
 ) -> Rollout:
     """Sample G trajectories for each of the N rows of cond.
 
     seeds: N * G seeds of the noise; start_seeds: other seeds for the initial noise alone (equal in a group: shared initial noise).
+    finished: called with the rows and the latents of each micro-batch, before the next is sampled. keep_on: the device on which the
+    trained steps are kept; None, the policy's.
     """
     rows, draws = len(seeds), 1 + sum(s > 0 for s in plan.noise)
     expected = len(next(iter(cond.values()))) * group_size
@@ -127,7 +131,10 @@ def sample_groups(
                 after.append(step.x_next)
                 log_prob.append(step.log_prob)
             x = step.x_next
-        kept.append([x, torch.stack(before), torch.stack(after), torch.stack(log_prob)])
+        steps = [torch.stack(before), torch.stack(after)]
+        kept.append([x, *(t.to(keep_on or policy.device) for t in steps), torch.stack(log_prob)])
+        if finished:
+            finished(part, x)
     latents, *stored = zip(*kept, strict=True)
     return Rollout(torch.cat(latents), *(torch.cat(parts, 1) for parts in stored))
 

@@ -10,34 +10,33 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import checkpoint, objective
-from .config import Config, differences, to_dict
-from .evaluation import Metric, Scores, check_prompts, encode_each, evaluate, try_metrics
-from .files import write_atomic
-from .generators import load_generator
+from .card import model_card
+from .config import Config, to_dict
+from .evaluation import Metric, Scores, check_prompts, evaluate, shares, try_metrics
+from .files import read_log, write_atomic
+from .parallel import distribute, sharded, whole_weights
 from .prompts import key_of, read_prompts
 from .reference import make_prior
-from .rewards import Reward, RewardError, checked, load_reward
+from .rewards import Reward, RewardError, checked, load_rewards, submit, total
 from .rollout import Plan, Rollout, micro_batches, plan, sample_groups, seed_of
 from .sde import sigma_grid
+from .start import load_policy, make_conditions, memory_explained, open_output
 from .update import update_policy
-
-POLICY_SETTINGS = ("height", "width", "frames", "guidance", "guidance_2", "cfg_gradient", "negative_prompt", "max_sequence_length")
-EXTENDABLE = ("iterations:", "checkpoint_every:", "tracker:")  # settings that may change when a run is gone on with
 
 
 class Trainer:
@@ -64,26 +63,28 @@ class Trainer:
         self.evaluation_prompts = read_prompts(config.evaluation.prompts) if config.evaluation.prompts else self.prompts
         if len(self.prompts) < config.groups:
             raise ValueError(f"groups={config.groups} prompts an iteration, but there are only {len(self.prompts)}")
-        self._open_output()
+        open_output(self.output, config)
         tracker = None if config.tracker == "none" else config.tracker
         self.accelerator = Accelerator(mixed_precision=config.precision, log_with=tracker, project_dir=self.output)
-        if config.groups % self.accelerator.num_processes:
-            raise ValueError(f"groups={config.groups} cannot be split over {self.accelerator.num_processes} processes")
-        self.policy = policy or self._load_policy()
+        if config.groups % (config.optimiser.updates * self.accelerator.num_processes):
+            raise ValueError(f"groups={config.groups} cannot be split over optimiser.updates={config.optimiser.updates} times "
+                             f"{self.accelerator.num_processes} processes")  # fmt: skip
+        self.policy = policy or load_policy(config, self.accelerator)
         check_prompts(self.policy, self.prompts, "prompts")
         check_prompts(self.policy, self.evaluation_prompts, "evaluation.prompts")
         device = str(self.accelerator.device)
-        score = reward or load_reward(config.reward.name, config.reward.path, device)
-        self.reward = lambda pixels, prompts: checked(score, config.reward.name, pixels, prompts)
-        self.metrics = {"reward": self.reward}
-        if config.evaluation.held_out:
-            self.metrics["held_out"] = load_reward(config.evaluation.held_out.name, config.evaluation.held_out.path, device)
+        first = config.reward[0].name
+        self.rewards = {first: lambda *given: checked(reward, first, *given)} if reward else load_rewards(config.reward, device)
+        self.reward = total(self.rewards)
+        held_out = load_rewards(config.evaluation.held_out, device)
+        self.metrics = {"reward": self.reward} | (held_out if len(held_out) != 1 else {"held_out": next(iter(held_out.values()))})
         self.metrics |= metrics or {}
         try_metrics(self.policy, self.prompts[0], self.metrics)
         self.sigmas = sigma_grid(config.sampling.steps, config.sampling.shift)
         self._plan(random.Random())  # refuses what does not fit
-        self.iteration, self.cond = 0, {}
+        self.iteration = 0
         self._prepare()
+        self.conditions = make_conditions(config, self.policy, [*self.prompts, *self.evaluation_prompts])
         with torch.random.fork_rng([]):  # a prior that is found in the cache draws nothing
             self.prior = make_prior(config, self.policy, self.reward, self.prompts)
         self._resume()
@@ -94,47 +95,15 @@ class Trainer:
 
     # ---------------------------------------------------------------------------------------------------- setting up
 
-    def _open_output(self) -> None:
-        """Refuse at the door a folder that cannot be written to, or that holds a run of another config."""
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-            probe = self.output / f".writable-{os.getpid()}"  # each process of a run its own
-            write_atomic(probe, "")
-            probe.unlink()
-        except OSError as error:
-            raise OSError(f"cannot write to the output folder {self.output}: {error.strerror}. Choose another") from error
-        place = self.output / "config.json"
-        if place.exists():
-            new = json.loads(json.dumps(to_dict(self.config)))
-            changed = [d for d in differences(json.loads(place.read_text()), new) if not d.startswith(EXTENDABLE)]
-            if changed:
-                raise checkpoint.CheckpointError(
-                    f"{self.output} holds a run with other settings ({'; '.join(changed)}): choose another output folder, or delete it"
-                )
-
-    def _load_policy(self):
-        g = self.config.generator
-        given = {name: getattr(g, name) for name in POLICY_SETTINGS if getattr(g, name) is not None}
-        policy = load_generator(g.path, dtype=g.dtype, device=str(self.accelerator.device), **given)
-        for module in policy.modules.values():
-            if g.gradient_checkpointing:
-                module.enable_gradient_checkpointing()
-            if not g.lora_rank:
-                module.float().requires_grad_(True)
-        if g.lora_rank:
-            torch.manual_seed(self.config.seed)  # adapters start from the seed
-            policy.add_lora(g.lora_rank, g.lora_alpha or 2 * g.lora_rank)
-        return policy
-
     def _prepare(self) -> None:
-        o, modules = self.config.optimiser, self.policy.modules
-        named = ((f"{part}.{name}", p) for part, module in modules.items() for name, p in module.named_parameters())
+        o, placed = self.config.optimiser, self.config.generator.offload
+        plain = dict(self.policy.modules)
+        self.policy.modules = distribute(self.accelerator, plain, placed)
+        named = ((f"{part}.{name}", p) for part, module in plain.items() for name, p in module.named_parameters())
         self.parameters = {name: p for name, p in named if p.requires_grad}
-        groups = [{"params": [p for p in module.parameters() if p.requires_grad]} for module in modules.values()]
-        optimiser = torch.optim.AdamW(groups, lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True)
+        groups = [{"params": [p for p in module.parameters() if p.requires_grad]} for module in plain.values()]
+        self.optimiser = torch.optim.AdamW(groups, o.learning_rate, (o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True)
         torch.manual_seed(self.config.seed)  # for rewards and measures that draw
-        *prepared, self.optimiser = self.accelerator.prepare(*modules.values(), optimiser)
-        self.policy.modules = dict(zip(modules, prepared, strict=True))
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()} if o.ema_decay else {}
 
     # ---------------------------------------------------------------------------------------------------------- loop
@@ -160,73 +129,100 @@ class Trainer:
         bar.close()
         self.save_checkpoint()
         self._log_evaluation()
-        if self.accelerator.is_main_process:
-            partial = self.output / ".final.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            try:
-                with self.averaged_weights():
-                    self.policy.save(partial, lora=bool(self.config.generator.lora_rank))
-            except SafetensorError as error:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise OSError(f"cannot write {final}: {error}") from error
-            partial.rename(final)
+        with self.averaged_weights(), whole_weights([getattr(self.policy.pipeline, name) for name in self.policy.modules]):
+            if self.accelerator.is_main_process:
+                self._export(final)
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+
+    def _export(self, final: Path) -> None:
+        partial = self.output / ".final.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            self.policy.save(partial, lora=bool(self.config.generator.lora_rank))
+        except SafetensorError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(f"cannot write {final}: {error}") from error
+        write_atomic(partial / "README.md", model_card(self.config, read_log(self.output / "evaluations.jsonl")))
+        partial.rename(final)
 
     def step(self) -> dict[str, float]:
         """One iteration: a rollout of every prompt's group, then the updates. Logged to metrics.jsonl and returned.
 
         An error before the first update (a reward that fails, a disk that is full) saves the state as it was, then is raised.
         """
-        o, times, random_state = self.config.optimiser, [time.perf_counter()], torch.get_rng_state()
+        o, started, random_state = self.config.optimiser, time.perf_counter(), torch.get_rng_state()
+        answers, spent = [], {"decode": 0.0, "score": 0.0}
+
+        def score(latents: Tensor, prompts: list[str]) -> None:
+            began = time.perf_counter()
+            pixels = self.policy.decode(latents)
+            decoded = time.perf_counter()
+            answers.append(submit(self.rewards, pixels, prompts))
+            spent["decode"] += decoded - began
+            spent["score"] += time.perf_counter() - decoded
+
         try:
-            prompts, plan, cond, rollout = self.collect()
-            times.append(time.perf_counter())
-            pixels = torch.cat([self.policy.decode(rollout.latents[rows]) for rows in self._micro_batches()])
-            times.append(time.perf_counter())
-            rewards = self.reward(pixels, [p for p in prompts for _ in range(self.config.group_size)])
-            rewards = rewards.view(len(prompts), self.config.group_size)
-            times.append(time.perf_counter())
+            with memory_explained(self.config):
+                prompts, plan, cond, rollout = self.collect(score)
+                sampled = time.perf_counter()
+                parts = [answer() for answer in answers]
+            scores = {name: torch.cat([part[name] for part in parts]).view(len(prompts), -1) for name in self.rewards}
+            rewards = sum(scores.values())
+            spent["sample"] = sampled - started - sum(spent.values())
+            spent["score"] += time.perf_counter() - sampled
             advantages, metrics = self.weigh(prompts, rewards)
-        except (RewardError, OSError, ValueError):
+        except (RewardError, OSError, ValueError, MemoryError):
             torch.set_rng_state(random_state)
-            self.save_checkpoint()
+            if not sharded(self.accelerator):  # where saving takes all processes, and the others may know of no error
+                self.save_checkpoint()
             raise
+        if len(scores) > 1:
+            metrics |= {f"reward/{name}": self.accelerator.gather(values).mean().item() for name, values in scores.items()}
         rows = list(self._micro_batches())
         per_update = len(rows) // o.updates
         batches = [rows[i : i + per_update] for i in range(0, len(rows), per_update)] * o.epochs
-        metrics |= update_policy(
-            self.policy, self.accelerator, self.optimiser, rollout, plan, cond, advantages, batches,
-            self.config.objective.clip_range, o.max_grad_norm,
-        )  # fmt: skip
-        times.append(time.perf_counter())
+        began = time.perf_counter()
+        with memory_explained(self.config):
+            metrics |= update_policy(
+                self.policy, self.accelerator, self.optimiser, rollout, plan, cond, advantages, batches,
+                self.config.objective.clip_range, o.max_grad_norm,
+            )  # fmt: skip
+        spent["update"] = time.perf_counter() - began
         self.prior.update(self.accelerator.gather(rewards))
         if self.ema:
             live = [p.detach() for p in self.parameters.values()]  # or autograd would follow the averages through the whole run
             torch._foreach_lerp_(list(self.ema.values()), live, 1 - o.ema_decay)
         self.iteration += 1
-        phases = zip(("sample", "decode", "score", "update"), (b - a for a, b in pairwise(times)), strict=True)
         self._log("metrics.jsonl", {"iteration": self.iteration, **metrics})
-        self._log("timing.jsonl", {"iteration": self.iteration, "seconds": times[-1] - times[0], **dict(phases)})
+        self._log("timing.jsonl", {"iteration": self.iteration, "seconds": time.perf_counter() - started, **spent})
         self.accelerator.log(metrics, step=self.iteration)
         return metrics
 
-    def collect(self) -> tuple[list[str], Plan, dict[str, Tensor], Rollout]:
-        """This iteration's prompts (of this process), its plan, their conditions, and their trajectories."""
+    def collect(
+        self, finished: Callable[[Tensor, list[str]], None] | None = None
+    ) -> tuple[list[str], Plan, dict[str, Tensor], Rollout]:
+        """This iteration's prompts (of this process), its plan, their conditions, and their trajectories.
+
+        finished: called with the latents and prompts of each micro-batch as soon as it is sampled.
+        """
         c, s, i = self.config, self.config.sampling, self.iteration
         rng = random.Random(seed_of(c.seed, "iteration", i))
         prompts = rng.sample(self.prompts, c.groups)
         scheme = self._plan(rng)
-        share = c.groups // self.accelerator.num_processes
-        first = share * self.accelerator.process_index
-        own = prompts[first : first + share]
-        for prompt in own:
-            if key_of(prompt) not in self.cond:
-                self.cond[key_of(prompt)] = encode_each(self.policy, [prompt])
-        cond = {name: torch.cat([self.cond[key_of(p)][name] for p in own]) for name in self.cond[key_of(own[0])]}
-        groups = range(first, first + share)
+        an_update = c.groups // c.optimiser.updates
+        share = an_update // self.accelerator.num_processes  # of each update's groups, so that updates are those of a single process
+        firsts = range(share * self.accelerator.process_index, c.groups, an_update)
+        groups = [g for first in firsts for g in range(first, first + share)]
+        own = [prompts[g] for g in groups]
+        flat = [p for p in own for _ in range(c.group_size)]
         seeds = [seed_of(c.seed, i, g, j) for g in groups for j in range(c.group_size)]
         starts = [seed_of(c.seed, i, g) for g in groups for _ in range(c.group_size)] if s.shared_noise else None
-        return own, scheme, cond, sample_groups(self.policy, cond, c.group_size, scheme, seeds, starts, self._micro_batch)
+        cond = self.conditions(own)
+        done = finished and (lambda rows, latents: finished(latents, flat[rows]))
+        keep_on = "cpu" if c.generator.offload else None
+        rollout = sample_groups(self.policy, cond, c.group_size, scheme, seeds, starts, self._micro_batch, done, keep_on)
+        return own, scheme, cond, rollout
 
     def _plan(self, rng: random.Random) -> Plan:
         s = self.config.sampling
@@ -239,12 +235,15 @@ class Trainer:
         prior = self.prior([key_of(p) for p in prompts], everyone)
         k = objective.sharpness(o.k, o.kappa, everyone)
         if isinstance(prior, Tensor):
-            prior = prior.to(rewards)
-        advantages = objective.OBJECTIVES[o.name](rewards, prior, alpha=o.alpha, k=k, lam=o.lam, beta=o.beta)
+            prior = self.accelerator.gather(prior.to(rewards))
+        advantages = objective.OBJECTIVES[o.name](everyone, prior, alpha=o.alpha, k=k, lam=o.lam, beta=o.beta)
         anchor = float(torch.as_tensor(prior).mean())
         spread = everyone.std(1).mean().item()
         metrics = {"reward": everyone.mean().item(), "reward_std": spread, "prior": anchor, "k": k}
-        return advantages, metrics | objective.group_diagnostics(rewards, advantages)
+        metrics |= objective.group_diagnostics(everyone, advantages)
+        first = self.accelerator.process_index * len(rewards)
+        own = (None if values is None else values[first : first + len(rewards)] for values in advantages)
+        return objective.Advantages(*own), metrics
 
     @property
     def finished(self) -> bool:
@@ -269,13 +268,11 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """The whole state, as checkpoint-<iteration>; the two newest are kept."""
         place = self.output / f"checkpoint-{self.iteration:06d}"
-        if not self.accelerator.is_main_process or place.exists():
+        if place.exists():
             return
-        tensors = {f"weights/{name}": p for name, p in self.parameters.items()}
-        tensors |= {f"ema/{name}": p for name, p in self.ema.items()}
-        for name, p in self.parameters.items():
-            tensors |= {f"optimiser/{key}/{name}": value for key, value in self.optimiser.state[p].items()}
-        tensors["rng"] = torch.get_rng_state()
+        tensors = checkpoint.pack(self.parameters, self.ema, self.optimiser)
+        if not self.accelerator.is_main_process:
+            return
         checkpoint.save_state(place, tensors, {"iteration": self.iteration, "prior": self.prior.state()})
         for old in checkpoint.checkpoints(self.output)[:-2]:
             shutil.rmtree(old)
@@ -285,14 +282,7 @@ class Trainer:
         found = checkpoint.checkpoints(self.output)
         if found:
             tensors, state = checkpoint.load_state(found[-1])
-            with torch.no_grad():
-                for name, p in self.parameters.items():
-                    p.copy_(tensors[f"weights/{name}"])
-                    keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimiser/{key}/{name}" in tensors]
-                    self.optimiser.state[p] |= {key: tensors[f"optimiser/{key}/{name}"].to(p.device) for key in keys}
-                for name, p in self.ema.items():
-                    p.copy_(tensors[f"ema/{name}"])
-            torch.set_rng_state(tensors["rng"])
+            checkpoint.unpack(tensors, self.parameters, self.ema, self.optimiser)
             self.prior.restore(state["prior"])
             self.iteration = state["iteration"]
         if self.finished:
@@ -316,14 +306,23 @@ class Trainer:
         finally:
             _copy(self.parameters, live)
 
-    def evaluate(self) -> Scores:
-        """Pictures and scores of the evaluation prompts under the current (averaged) weights."""
-        e, shift = self.config.evaluation, self.config.sampling.shift
-        with self.averaged_weights():
-            return evaluate(self.policy, self.evaluation_prompts, self.metrics, e.samples, e.steps, shift, self._micro_batch)
+    def evaluate(self, keep: bool = True) -> Scores:
+        """Scores of the evaluation prompts under the current (averaged) weights and, if asked to keep them, the samples.
+
+        Several processes share the prompts, and keep no samples.
+        """
+        e, shift, count = self.config.evaluation, self.config.sampling.shift, self.accelerator.num_processes
+        own = shares(self.evaluation_prompts, count)[self.accelerator.process_index]
+        prompts, keep = [self.evaluation_prompts[i] for i in own], keep and count == 1
+        with self.averaged_weights(), memory_explained(self.config):
+            found = evaluate(self.policy, prompts, self.metrics, e.samples, e.steps, shift, self._micro_batch, self.conditions, keep)
+        if count == 1:
+            return found
+        every = {i: row for indices, table in gather_object([(own, found.scores)]) for i, row in zip(indices, _rows(table), strict=True)}
+        return Scores(found.pixels, {m: torch.stack([every[i][m] for i in range(len(every))]) for m in found.scores})
 
     def _log_evaluation(self) -> None:
-        found = self.evaluate()
+        found = self.evaluate(keep=False)
         scores = {
             name: [[None if math.isnan(v) else v for v in row] for row in values.tolist()]
             for name, values in found.scores.items()
@@ -344,6 +343,5 @@ def _copy(target: dict[str, Tensor], source: dict[str, Tensor]) -> None:
         p.copy_(source[name])
 
 
-def read_log(file: str | Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl, timing.jsonl or evaluations.jsonl."""
-    return [json.loads(line) for line in Path(file).read_text().splitlines()]
+def _rows(table: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]

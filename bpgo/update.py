@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import torch
 from torch import Tensor
 
 from .objective import Advantages, ratio_diagnostics, surrogate_loss
+from .parallel import clip_gradients, exchange_gradients
 from .rollout import Plan, Rollout, select
 
 
@@ -44,22 +43,21 @@ def update_policy(
             chosen = select(cond, part, group_size)
             share = (part.stop - part.start) / rows / len(plan.trained)
             for n, i in enumerate(plan.trained):
-                with ExitStack() as unsynchronised:  # a module's gradients are exchanged once an update, in its last backward pass
-                    for name, module in policy.modules.items():
-                        if part is not parts[-1] or n != last.get(name):
-                            unsynchronised.enter_context(accelerator.no_sync(module))
-                    velocity = policy.velocity(rollout.x[n, part], plan.sigmas[i], chosen)
-                    log_prob = plan.step(i, rollout.x[n, part], velocity, x_next=rollout.x_next[n, part]).log_prob
-                    log_ratio = log_prob - rollout.log_prob[n, part]
-                    second = None if auxiliary is None else auxiliary[part]
-                    loss = share * surrogate_loss(log_ratio, main[part], second, clip_range)
-                    accelerator.backward(loss)
+                for name, module in policy.modules.items():  # a module's gradients are exchanged in its last backward pass
+                    exchange_gradients(module, part is parts[-1] and n == last.get(name))
+                before, after = (kept[n, part].to(policy.device, non_blocking=True) for kept in (rollout.x, rollout.x_next))
+                velocity = policy.velocity(before, plan.sigmas[i], chosen)
+                log_prob = plan.step(i, before, velocity, x_next=after).log_prob
+                log_ratio = log_prob - rollout.log_prob[n, part]
+                second = None if auxiliary is None else auxiliary[part]
+                loss = share * surrogate_loss(log_ratio, main[part], second, clip_range)
+                accelerator.backward(loss)
                 if not norms:
                     drift.append(log_ratio.detach().abs().max())
                 seen = share * ratio_diagnostics(log_ratio, main[part], clip_range)
                 logged.append(torch.cat([loss.detach()[None], seen]))
         reached = [group for group in groups if any(p.grad is not None for p in group)]
-        norm = torch.stack([accelerator.clip_grad_norm_(group, max_grad_norm) for group in reached]).norm()
+        norm = torch.stack([clip_gradients(group, max_grad_norm) for group in reached]).norm()
         if not torch.isfinite(norm):
             optimiser.zero_grad(set_to_none=True)
             raise FloatingPointError("the gradient is not finite: lower the learning rate or the noise level")

@@ -30,8 +30,8 @@
 preset: str = "t2v-tiny"  # settings file, or the name of one in reproduce/presets
 objectives: list = ["grpo", "ras", "crt", "bpgo"]  # any of these, and bgpo
 seeds: list = [0]  # one run of each objective for each
-iterations: int = 6  # rollouts followed by updates
-evaluate_every: int = 3  # iterations between evaluations
+iterations: int = 12  # rollouts followed by updates
+evaluate_every: int = 6  # iterations between evaluations
 checkpoint: str = ""  # pipeline to start from, a folder or hub id; empty, the preset's
 overrides: list = []  # more settings, written as for python -m bpgo train
 output: str = ""  # folder for the record and the runs; empty, a temporary one

@@ -31,9 +31,9 @@
 preset: str = "i2v-tiny"  # settings file, or the name of one in reproduce/presets
 objectives: list = ["grpo", "ras", "crt", "bpgo"]  # any of these, and bgpo
 seeds: list = [0]  # one run of each objective for each
-iterations: int = 6  # rollouts followed by updates
+iterations: int = 12  # rollouts followed by updates
 low_noise_iterations: int = 6  # of the run that trains the expert of low noise
-evaluate_every: int = 3  # iterations between evaluations
+evaluate_every: int = 6  # iterations between evaluations
 checkpoint: str = ""  # pipeline to start from, a folder or hub id; empty, the preset's
 overrides: list = []  # more settings, written as for python -m bpgo train
 output: str = ""  # folder for the record and the runs; empty, a temporary one

@@ -40,7 +40,8 @@ def video_picture(root):
     files = [f"{VIDEO}/{task}-seed0/samples.gif" for task in ("text_to_video", "image_to_video")]
     alt = "Clips for prompts of rising ambiguity, before training and after it"
     pictures = "\n".join(f"![{alt}]({file})" for file in files if (root / file).exists())
-    return f"{pictures}\n\n*The tiny Wan, text-to-video and image-to-video, before and after {_iterations(root)} iterations (seed 0).*" if pictures else ""
+    caption = f"*The tiny Wan, text-to-video and image-to-video, before and after {_iterations(root)} iterations (seed 0).*"
+    return f"{pictures}\n\n{caption}" if pictures else ""
 
 
 def video(root):

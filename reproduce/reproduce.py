@@ -1,6 +1,6 @@
 """Run a profile of the study, side by side on all cores, and print its table.
 
-    python reproduce/reproduce.py [--profile quick]
+    python reproduce/reproduce.py [--profile quick] [--cluster reproduce/slurm]
 
 `reproduce/<profile>.yaml` lists experiments, {name: {notebook, record, parameters, seeds}}. Each seed is a
 job of its own, handed to the notebook as `seeds=[seed]`, that leaves its record and the executed notebook in
@@ -112,10 +112,11 @@ def clear_stale(work):
         write_atomic(mark, now)
 
 
-def snakemake(profile, lock):
+def snakemake(profile, lock, cluster=None):
     """Run what is to be run; Snakemake's exit code. It holds `lock` as long as it lives, whatever ends us."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", HERE / "Snakefile"]
-    command += ["--config", f"profile={profile}", "--cores", "all", "--keep-going", "--rerun-incomplete"]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", HERE / "Snakefile", "--config", f"profile={profile}"]
+    command += ["--profile", cluster] if cluster else ["--cores", "all"]
+    command += ["--keep-going", "--rerun-incomplete"]
     # Snakemake's own lock outlives a kill and then stops the next run; ours serves as well, and does not.
     command += ["--nolock", "--quiet", "host", "reason", "rules", "progress"]
     process = subprocess.Popen(command, pass_fds=[lock.fileno()])
@@ -198,8 +199,13 @@ def write_tables(folder, rows, lines, profile):
 def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--profile", default="quick", help="the name of a reproduce/*.yaml (%(default)s)")
+    parser.add_argument("--cluster", help="a folder with Snakemake's settings for a cluster, such as reproduce/slurm")
     parser.add_argument("--root", default=HERE.parent, help="the folder that holds notebooks/ and reproduce/")
     options = parser.parse_args(words)
+    if options.cluster and not Path(options.cluster, "config.yaml").is_file():
+        print(f"reproduce.py: {options.cluster} holds no config.yaml for Snakemake: give a folder such as reproduce/slurm", file=sys.stderr)
+        return 2
+    cluster = options.cluster and Path(options.cluster).resolve()
     os.chdir(options.root)
     try:
         work = jobs(options.profile)
@@ -209,7 +215,7 @@ def main(words=None):
     with locked(Path("runs") / options.profile / ".lock") as lock:
         started = time.time()
         clear_stale(work)
-        ended = snakemake(options.profile, lock)
+        ended = snakemake(options.profile, lock, cluster)
         failed, rows = failures(work, started), summary(work)
         if rows:
             lines = table(rows)

@@ -30,7 +30,7 @@ def run(arguments, log, *disturbances):
     return process.exitcode, Path(log).read_text()
 
 
-def together(count, arguments, log):
+def together(count, arguments, log, *disturbances):
     """`python -m bpgo ARGUMENTS` in `count` processes that train together. Returns the exit code and the words of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -39,7 +39,7 @@ def together(count, arguments, log):
     server.set_forkserver_preload(HEAVY)
     logs = [Path(f"{log}-{rank}") for rank in range(count)]
     processes = [
-        server.Process(target=_main, args=(list(map(str, arguments)), str(file), (partial(rank_of, rank, count, port),)))
+        server.Process(target=_main, args=(list(map(str, arguments)), str(file), (partial(rank_of, rank, count, port), *disturbances)))
         for rank, file in enumerate(logs)
     ]
     for process in processes:
@@ -98,7 +98,7 @@ def reward(act=None, call=None):
 
         return model, noisy
 
-    REWARDS["test"] = (load, None)
+    REWARDS["test"] = (load, {}, None)
 
 
 def kill(*_):

@@ -180,8 +180,8 @@ def test_an_unknown_reward_far_from_all_is_refused_with_all():
 def test_missing_weights_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="tiny-reward"):
         load_reward("clip", "tiny-rewards")
-    with pytest.raises(FileNotFoundError, match="'image_reward' needs a folder of weights"):
-        load_reward("image_reward")
+    with pytest.raises(FileNotFoundError, match="'image_grid' needs a folder of weights"):
+        load_reward("image_grid")
     for name in ("clip", "image_reward"):
         with pytest.raises(OSError):  # an empty folder
             load_reward(name, tmp_path)

@@ -136,8 +136,8 @@ def test_a_ratio_that_is_not_one_is_seen(make):
     trainer = make()
     collect = trainer.collect
 
-    def collect_and_move():
-        found = collect()
+    def collect_and_move(finished):
+        found = collect(finished)
         with torch.no_grad():
             for p in trainer.parameters.values():
                 p.mul_(1.01)
@@ -204,7 +204,7 @@ def assert_same_run(folder, expected):
 
 def test_killed_at_every_kind_of_moment_it_ends_as_the_undisturbed_run(train, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    in_reward = [partial(runs.reward, runs.kill, call) for call in (3, 6)]  # calls: evaluation, 1, 2, evaluation, 3, 4
+    in_reward = [partial(runs.reward, runs.kill, call) for call in (4, 8)]  # calls: evaluation (two), 1, 2, evaluation, 3, 4
     rename = partial(runs.before, "rename")
     moments = [
         (in_reward[0], []),  # in the second iteration
@@ -328,7 +328,7 @@ FAILURES = {
 def test_a_reward_that_fails_leaves_the_state_before_it(bpgo_train, train, undisturbed, tmp_path, kind):
     act, says = FAILURES[kind]
     folder = tmp_path / "run"
-    code, message = bpgo_train(folder, reward=(act, 5))  # calls: evaluation, 1, 2, evaluation, 3
+    code, message = bpgo_train(folder, reward=(act, 7))  # calls: evaluation (two), 1, 2, evaluation, 3
     assert code == 2
     assert message.startswith("reward 'test'")
     assert says in message
@@ -340,7 +340,7 @@ def test_a_reward_that_fails_leaves_the_state_before_it(bpgo_train, train, undis
 
 def test_after_a_reward_that_failed_between_checkpoints_the_run_goes_on_as_if_it_had_not(bpgo_train, train, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    code, message = bpgo_train(folder, reward=(nan_at_the_second, 3))
+    code, message = bpgo_train(folder, reward=(nan_at_the_second, 4))
     assert (code, "nan" in message) == (2, True)
     assert [place.name for place in checkpoint.checkpoints(folder)] == ["checkpoint-000001"]
     code, said = train(folder)

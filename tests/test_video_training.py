@@ -203,11 +203,11 @@ def test_killed_at_every_kind_of_moment_it_ends_as_the_undisturbed_run(presets, 
     def train(folder, *disturbances):
         return runs.run(["train", presets[task], "--output", folder], tmp_path / "log", *disturbances)
 
-    first = 1 if task == "i2v" else 0  # calls: the prior's pictures, evaluation, 1, 2, evaluation, 3, 4
+    first = 1 if task == "i2v" else 0  # calls: the prior's pictures, evaluation (two), 1, 2, evaluation, 3, 4
     moments = [
-        (partial(runs.reward, runs.kill, first + 3), []),  # in the second iteration
+        (partial(runs.reward, runs.kill, first + 4), []),  # in the second iteration
         (partial(runs.half_written, "checkpoint-000002"), []),
-        (partial(runs.reward, runs.kill, first + 5 if task == "t2v" else first + 6), ["checkpoint-000002"]),  # in the third or fourth
+        (partial(runs.reward, runs.kill, first + 7 if task == "t2v" else first + 8), ["checkpoint-000002"]),  # in the third or fourth
         (runs.half_saved, ["checkpoint-000002", "checkpoint-000004"]),
     ]
     folder, expected = tmp_path / "run", tmp_path / "undisturbed"

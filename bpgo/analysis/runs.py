@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
-from ..files import resolve
+from ..files import read_log, resolve
 from ..records import aligned
-from ..trainer import read_log
 
 Parts = dict[str, dict[str, np.ndarray]]  # objective -> metric -> (seeds, prompts)
 
@@ -53,9 +52,8 @@ def scores(runs: Sequence[Run], which: int = -1) -> dict[str, np.ndarray]:
 
 
 def prompt_facts(file: str, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-    """{"level", "bits"}: (P,) of these prompts as their JSON-lines file grades them, NaN where it does not."""
-    place = resolve(file)
-    lines = place.read_text().splitlines() if place.suffix == ".jsonl" else []
+    """{"level", "bits"}: (P,) of these prompts as their JSON-lines file grades them, NaN where it does not (and for datasets)."""
+    lines = resolve(file).read_text().splitlines() if str(file).endswith(".jsonl") else []
     rows = {row["prompt"]: row for row in map(json.loads, filter(str.strip, lines))}
     return {name: np.array([rows.get(p, {}).get(name, np.nan) for p in prompts], dtype=float) for name in ("level", "bits")}
 

@@ -9,18 +9,21 @@ from torch import Tensor
 
 from ..text import refuse_unknown_words
 from .lora import add_lora, save_lora
+from .offload import Placed
 
 LORA_TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
                 "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
 
 
-class FluxPolicy:
+class FluxPolicy(Placed):
     """A `FluxPipeline` seen as a policy.
 
     height, width: pixels, multiples of twice the autoencoder's factor; by default the autoencoder's own. guidance: the distilled
     guidance scale, embedded if the transformer has `guidance_embeds` and unused otherwise. max_sequence_length: T5 tokens; by
     default what the tokenizer says, at most 512. Padding is encoded and attended to, as the published pipeline does.
     """
+
+    encoders = ("text_encoder", "text_encoder_2")
 
     def __init__(
         self,
@@ -49,10 +52,6 @@ class FluxPolicy:
 
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         return cls(FluxPipeline.from_pretrained(path, dtype=dtype).to(device), **options)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.modules["transformer"].parameters()).device
 
     def latent_shape(self, height: int | None = None, width: int | None = None, frames: int = 1) -> tuple[int, int, int]:
         """(channels, h, w) of one picture's latent, unpacked."""
@@ -83,12 +82,14 @@ class FluxPolicy:
         p = self.pipeline
         ids = [tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
                for tokenizer, length in ((p.tokenizer_2, self.max_sequence_length), (p.tokenizer, p.tokenizer_max_length))]  # fmt: skip
-        text = p.text_encoder_2(ids[0].to(p.text_encoder_2.device))[0]
-        pooled = p.text_encoder(ids[1].to(p.text_encoder.device)).pooler_output
+        self.at_work(*self.encoders)
+        text = p.text_encoder_2(ids[0].to(self.device))[0]
+        pooled = p.text_encoder(ids[1].to(self.device)).pooler_output
         return {"text": text, "pooled": pooled}
 
     def velocity(self, x: Tensor, sigma: Tensor | float, cond: dict[str, Tensor]) -> Tensor:
         """Predicted `noise - data`, same shape as x (B, C, h, w), float32. sigma in [0, 1]: a number or (B,)."""
+        self.at_work("transformer")
         transformer = self.modules["transformer"]
         dtype = self.pipeline.transformer.dtype
         batch, channels, height, width = x.shape
@@ -112,8 +113,9 @@ class FluxPolicy:
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """(B, C, h, w) latents to (B, 3, H, W) pixels in [0, 1], float32."""
+        self.at_work("vae")
         vae = self.pipeline.vae
-        latents = (x / vae.config.scaling_factor + vae.config.shift_factor).to(vae.device, vae.dtype)
+        latents = (x / vae.config.scaling_factor + vae.config.shift_factor).to(self.device, vae.dtype)
         return (vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
 
     def add_lora(self, rank: int, alpha: float) -> None:

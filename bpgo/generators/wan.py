@@ -12,11 +12,12 @@ from torch import Tensor
 from ..prompts import pixels_of
 from ..text import refuse_unknown_words
 from .lora import add_lora, save_lora
+from .offload import Placed
 
 LORA_TARGETS = tuple(f"{attention}.{layer}" for attention in ("attn1", "attn2") for layer in ("to_q", "to_k", "to_v", "to_out.0"))
 
 
-class WanPolicy:
+class WanPolicy(Placed):
     """A `WanPipeline` (text-to-video) or `WanImageToVideoPipeline` seen as a policy.
 
     height, width: pixels, multiples of the autoencoder's factor times the patch; frames: 4k + 1; by default the pipeline's own (480, 832,
@@ -25,6 +26,8 @@ class WanPolicy:
     given. max_sequence_length: text tokens; by default what the tokenizer says, at most 512.
     Raises ValueError for sizes that do not divide, and for pipelines that are neither of the two or lack an expert.
     """
+
+    encoders = ("text_encoder",)
 
     def __init__(
         self, pipeline, height: int | None = None, width: int | None = None, frames: int | None = None, guidance: float = 5.0,
@@ -71,10 +74,6 @@ class WanPolicy:
             raise ValueError(f"{path}: the text encoder's embedding is all zeros. Install a newer transformers, or copy text_encoder again")
         return policy
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.modules["transformer"].parameters()).device
-
     def latent_shape(self, height: int | None = None, width: int | None = None, frames: int | None = None) -> tuple[int, int, int, int]:
         """(channels, T, h, w) of one video's latent. Raises ValueError for a size or a frame count that does not divide."""
         height, width, frames = height or self.height, width or self.width, frames or self.frames
@@ -117,8 +116,9 @@ class WanPolicy:
         """The `text` of `encode` without its checks and with gradients into the text encoder, for training this."""
         encoder, padding = self.pipeline.text_encoder, dict(padding="max_length", max_length=self.max_sequence_length, truncation=True)
         tokens = self.pipeline.tokenizer(cleaned(prompts), **padding, return_tensors="pt")
-        mask = tokens.attention_mask.to(encoder.device)
-        text = encoder(tokens.input_ids.to(encoder.device), mask).last_hidden_state
+        self.at_work(*self.encoders)
+        mask = tokens.attention_mask.to(self.device)
+        text = encoder(tokens.input_ids.to(self.device), mask).last_hidden_state
         return {"text": text.masked_fill(mask[..., None] == 0, 0)}
 
     @torch.no_grad()
@@ -126,14 +126,15 @@ class WanPolicy:
         """First frames, as `encode` takes them, to (B, 4 + C, T, h, w) float32: which frames are given, and their latent, normalised."""
         vae = self.pipeline.vae
         pixels = pixels_of(images)
-        first = 2 * pixels.to(vae.device, vae.dtype) - 1
+        self.at_work("vae")
+        first = 2 * pixels.to(self.device, vae.dtype) - 1
         video = first.new_zeros(*first.shape[:2], self.frames, *first.shape[2:])
         video[:, :, 0] = first
         mean, std = self._latent_statistics()
         latent = ((vae.encode(video).latent_dist.mode() - mean) / std).float()
         mask = latent.new_zeros(len(latent), self.pipeline.vae_scale_factor_temporal, *latent.shape[2:])
         mask[:, :, 0] = 1
-        return torch.cat([mask, latent], 1).to(self.device)
+        return torch.cat([mask, latent], 1)
 
     def expert(self, sigma: float) -> str:
         """The name of the module that predicts at this noise level: "transformer" from the boundary up, else "transformer_2"."""
@@ -160,6 +161,7 @@ class WanPolicy:
         if not isinstance(sigma, Tensor):  # filled on the device: a copy to it would wait for it
             sigma = torch.full((), sigma, device=x.device)
         time = sigma.to(x.device, torch.float32).expand(len(x)) * self.pipeline.scheduler.config.num_train_timesteps
+        self.at_work(name)
         inputs, text = torch.cat([x, cond["image"]], 1) if self.takes_images else x, cond["text"]
         if self.guidance > 1:  # as the pipelines: whether there is guidance is one question for both experts
             inputs, time, text = torch.cat([inputs, inputs]), torch.cat([time, time]), torch.cat([cond["negative"], text])
@@ -176,13 +178,14 @@ class WanPolicy:
     def decode(self, x: Tensor) -> Tensor:
         """(B, C, T, h, w) latents to (B, F, 3, H, W) pixels in [0, 1], float32."""
         vae = self.pipeline.vae
+        self.at_work("vae")
         mean, std = self._latent_statistics()
-        video = vae.decode(x.to(vae.device, vae.dtype) * std + mean, return_dict=False)[0]
+        video = vae.decode(x.to(self.device, vae.dtype) * std + mean, return_dict=False)[0]
         return (video.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
 
     def _latent_statistics(self) -> tuple[Tensor, Tensor]:
         vae = self.pipeline.vae
-        statistics = torch.tensor([vae.config.latents_mean, vae.config.latents_std], device=vae.device, dtype=vae.dtype)
+        statistics = torch.tensor([vae.config.latents_mean, vae.config.latents_std], device=self.device, dtype=vae.dtype)
         return tuple(statistics.view(2, 1, -1, 1, 1, 1))
 
     def add_lora(self, rank: int, alpha: float) -> None:

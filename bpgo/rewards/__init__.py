@@ -20,20 +20,27 @@ class RewardError(ValueError):
     """A reward raised, or returned something that cannot be trained on."""
 
 
-REWARDS = {  # name: the module that loads it, with these options, and the published weights
+REWARDS = {  # name: the module (or function) that loads it, with these options, and the published weights
     "clip": ("clip", {}, "openai/clip-vit-large-patch14"),
     "pickscore": ("clip", {"logit_scale": True}, "yuvalkirstain/PickScore_v1"),
-    "image_reward": ("image_reward", {}, None),
+    "hpsv2": ("hpsv2", {"version": "v2.1"}, "xswu/HPSv2"),
+    "hpsv2.0": ("hpsv2", {"version": "v2.0"}, "xswu/HPSv2"),
+    "image_reward": ("image_reward", {}, "THUDM/ImageReward"),
     "image_grid": ("image_grid", {}, None),
     "video_clip_xl": ("video_clip_xl", {}, "alibaba-pai/VideoCLIP-XL"),
+    "video_align": ("video_align", {}, "KwaiVGI/VideoReward"),
+    "video_align_vq": ("video_align", {"dimension": "vq"}, "KwaiVGI/VideoReward"),
+    "video_align_mq": ("video_align", {"dimension": "mq"}, "KwaiVGI/VideoReward"),
+    "video_align_ta": ("video_align", {"dimension": "ta"}, "KwaiVGI/VideoReward"),
+    "qwen3_vl_embedding": ("qwen3_vl_embedding", {}, "Qwen/Qwen3-VL-Embedding-2B"),
 }
 
 
-def load_reward(name: str, path_or_hub_id: str | Path | None = None, device: str = "cpu") -> Reward:
+def load_reward(name: str, path_or_hub_id: str | Path | None = None, device: str = "cpu", scale: float = 1.0) -> Reward:
     """A reward by name, with its weights from a folder, a shipped name (`tiny-reward`) or a hub id (None: the published one).
 
-    Raises ValueError for an unknown name (with the nearest) or damaged weights, FileNotFoundError for missing ones. The
-    reward it returns raises RewardError when it is given a wrong shape or gives one back, or a value that is not finite.
+    Its values are multiplied by scale. Raises ValueError for an unknown name (with the nearest) or damaged weights, FileNotFoundError for
+    missing ones. The reward it returns raises RewardError when it is given a wrong shape or gives one back, or a value that is not finite.
     """
     if name not in REWARDS:
         near = get_close_matches(name, REWARDS, 1)
@@ -46,9 +53,34 @@ def load_reward(name: str, path_or_hub_id: str | Path | None = None, device: str
     place = resolve(path_or_hub_id or published)
     if isinstance(place, Path):
         check_safetensors(place)
-    model, score = import_module(f".{module}", __package__).load(place, **options)
+    load = module if callable(module) else import_module(f".{module}", __package__).load
+    model, score = load(place, **options)
     model.to(device)
-    return partial(checked, score, name)
+    return partial(checked, score if scale == 1 else lambda pixels, prompts: scale * score(pixels, prompts), name)
+
+
+def load_rewards(settings: list, device: str = "cpu") -> dict[str, Reward]:
+    """By name, the rewards that settings (config.Reward) describe; a second of one name is `name-2`. Raises as `load_reward`."""
+    from .worker import Worker
+
+    rewards = {}
+    for s in settings:
+        name = next(n for n in (s.name, *(f"{s.name}-{i}" for i in range(2, 99))) if n not in rewards)
+        given = s.name, s.path, s.device or device, s.scale
+        rewards[name] = Worker(*given, s.time_limit) if s.process else load_reward(*given)
+    return rewards
+
+
+def submit(rewards: dict[str, Reward], pixels: Tensor, prompts: list[str]) -> Callable[[], dict[str, Tensor]]:
+    """Have all rewards score the same samples, those in processes of their own meanwhile; call the result for (B,) scores by name."""
+    elsewhere = {name: reward.submit(pixels, prompts) for name, reward in rewards.items() if hasattr(reward, "submit")}
+    here = {name: reward(pixels, prompts) for name, reward in rewards.items() if name not in elsewhere}
+    return lambda: {name: here[name] if name in here else elsewhere[name]() for name in rewards}
+
+
+def total(rewards: dict[str, Reward]) -> Reward:
+    """The sum of several rewards, as one."""
+    return lambda pixels, prompts: sum(submit(rewards, pixels, prompts)().values())
 
 
 def checked(reward: Reward, name: str, pixels: Tensor, prompts: list[str]) -> Tensor:

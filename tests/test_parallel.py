@@ -1,0 +1,160 @@
+"""Two processes against one, with whole copies of the weights and with shards; and what happens when one of them dies."""
+
+import json
+import os
+from functools import partial
+
+import pytest
+import small_runs as runs
+import torch
+import yaml
+
+from bpgo import checkpoint
+from bpgo.evaluation import shares
+from bpgo.shapes import tiny
+from bpgo.trainer import read_log
+
+WORDS = ["a red circle", "a large blue square", "a shape", "a small cross at the top"]
+TASKS = ("t2i", "t2v", "i2v")
+
+
+@pytest.fixture(scope="module")
+def video_reward(tmp_path_factory):
+    """A VideoCLIP folder of random weights."""
+    from safetensors.torch import save_file
+
+    from bpgo.rewards.video_clip_xl import VideoCLIP
+
+    folder, tokenizer = tmp_path_factory.mktemp("models") / "video-reward", tiny.clip_tokenizer()
+    folder.mkdir()
+    torch.manual_seed(4)
+    config = tiny.video_clip_config(tokenizer)
+    config["vision"] |= {"image_size": 16}
+    model = VideoCLIP(config)
+    (folder / "config.json").write_text(json.dumps(model.config))
+    save_file(model.state_dict(), folder / "model.safetensors")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def presets(tiny_folder, clip_folder, wan_folder, wan_i2v_folder, video_reward, tmp_path_factory):
+    """A preset of each task: 4 groups of 2 in two updates, evaluated before and after, with averaged weights."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("presets")
+    (folder / "t.txt").write_text("\n".join(WORDS))
+    for i in range(4):
+        Image.effect_noise((16, 16), 40 + 40 * i).convert("RGB").save(folder / f"{i}.png")
+    (folder / "i2v.jsonl").write_text("".join(json.dumps({"prompt": w, "image": f"{i}.png"}) + "\n" for i, w in enumerate(WORDS)))
+    video = dict(height=16, width=16, frames=9, guidance=1.0)
+    generators = {"t2i": {"path": str(tiny_folder), "height": 16, "width": 16}, "t2v": {"path": str(wan_folder)} | video,
+                  "i2v": {"path": str(wan_i2v_folder)} | video}  # fmt: skip
+    for task, generator in generators.items():
+        tree = {
+            "generator": generator,
+            "reward": {"name": "clip", "path": str(clip_folder)} if task == "t2i" else {"name": "video_clip_xl", "path": str(video_reward)},
+            "prompts": str(folder / ("i2v.jsonl" if task == "i2v" else "t.txt")),
+            "groups": 4,
+            "group_size": 2,
+            "iterations": 2,
+            "sampling": {"steps": 4, "shift": 3.0, "schedule": "flow-grpo", "noise_level": 0.7, "micro_batch": 2, "window": 3},
+            "optimiser": {"learning_rate": 1e-3, "updates": 2, "ema_decay": 0.5, "max_grad_norm": 1e9},
+            "objective": {"name": "bpgo", "kappa": 1.0},
+            "prior": {"kind": "sft", "samples": 1} if task != "i2v" else {"kind": "first_frame"},
+            "evaluation": {"samples": 1, "steps": 2},
+        }
+        (folder / f"{task}.yaml").write_text(yaml.safe_dump(tree))
+    return {task: folder / f"{task}.yaml" for task in TASKS}
+
+
+def fsdp():
+    """What `accelerate launch` sets for reproduce/accelerate/fsdp2.yaml."""
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def train(count, preset, folder, *disturbances, overrides=()):
+    found = runs.together(count, ["train", preset, "--output", folder, *overrides], folder.with_suffix(".log"), *disturbances)
+    for code, said in found:
+        assert code == 0, said
+    return folder
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_any_number_of_processes_takes_the_steps_of_one(presets, tmp_path, task):
+    """The first moments of Adam after one update are its gradients; what is logged and evaluated agrees to rounding."""
+    one, two, shards = (train(count, presets[task], tmp_path / name, *how, overrides=["iterations=1"])
+                        for count, name, how in ((1, "one", ()), (2, "two", ()), (2, "shards", (fsdp,))))  # fmt: skip
+    states = [checkpoint.load_state(folder / "checkpoint-000001")[0] for folder in (one, two, shards)]
+    moments = [{name: v for name, v in state.items() if name.startswith("optimiser/exp_avg/")} for state in states]
+    scale = max(v.abs().max() for v in moments[0].values())
+    for other in moments[1:]:
+        assert other.keys() == moments[0].keys()
+        for name, value in moments[0].items():
+            torch.testing.assert_close(other[name], value, atol=1e-4 * scale, rtol=1e-3, msg=name)
+    for other in (two, shards):
+        for log in ("metrics.jsonl", "evaluations.jsonl"):
+            for a, b in zip(read_log(one / log), read_log(other / log), strict=True):
+                a.pop("scores", None), b.pop("scores", None)
+                assert b == pytest.approx(a, rel=1e-3, abs=1e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(presets, tmp_path):
+    """One process, then two shards, then one: weights, moments and averages carry over, and the samples are those of the plan."""
+    undisturbed = train(1, presets["t2v"], tmp_path / "one", overrides=["iterations=3"])
+    folder = tmp_path / "several"
+    train(1, presets["t2v"], folder, overrides=["iterations=1"])
+    train(2, presets["t2v"], folder, fsdp, overrides=["iterations=2"])
+    train(1, presets["t2v"], folder, overrides=["iterations=3"])
+    for a, b in zip(read_log(undisturbed / "metrics.jsonl"), read_log(folder / "metrics.jsonl"), strict=True):
+        assert b["reward"] == pytest.approx(a["reward"], abs=1e-3)
+    assert (folder / "final" / "model_index.json").is_file()
+
+
+def test_shards_are_exported_whole(presets, tmp_path):
+    from diffusers import DiffusionPipeline
+
+    folder = train(2, presets["i2v"], tmp_path / "shards", fsdp, overrides=["iterations=1"])
+    state, _ = checkpoint.load_state(folder / "checkpoint-000001")
+    pipeline = DiffusionPipeline.from_pretrained(folder / "final")
+    for part in ("transformer", "transformer_2"):
+        for name, value in getattr(pipeline, part).state_dict().items():
+            assert torch.equal(value, state[f"ema/{part}.{name}"]), name
+
+
+@pytest.mark.parametrize("how", [(), (fsdp,)], ids=["copies", "shards"])
+def test_a_process_that_dies_ends_the_run_with_an_error(presets, tmp_path, how):
+    """Without a launcher that would end the other one: it must notice by itself."""
+    dies = partial(die_in_the_second_iteration)
+    found = runs.together(2, ["train", presets["t2i"], "--output", tmp_path / "run"], tmp_path / "log", *how, dies)
+    assert all(code != 0 for code, _ in found)
+
+
+def die_in_the_second_iteration():
+    """Process 1 is killed as it begins the second iteration."""
+    from bpgo.trainer import Trainer
+
+    collect = Trainer.collect
+
+    def dying(self, finished=None):
+        if self.iteration == 1 and os.environ["RANK"] == "1":
+            runs.kill()
+        return collect(self, finished)
+
+    Trainer.collect = dying
+
+
+def test_groups_that_do_not_divide_are_refused(presets, tmp_path):
+    found = runs.together(2, ["train", presets["t2i"], "--output", tmp_path / "run", "optimiser.updates=4"], tmp_path / "log")
+    for code, said in found:
+        assert code == 2 and "groups=4 cannot be split over optimiser.updates=4 times 2 processes" in said
+
+
+def test_shares_hold_every_prompt_and_keep_equal_ones_together():
+    prompts = ["a", "b", "a", "c", "d", "e"]
+    found = shares(prompts, 2)
+    assert len(found[0]) == len(found[1])
+    assert set(found[0]) | set(found[1]) == set(range(6)) and not set(found[0]) & set(found[1])
+    assert any({0, 2} <= set(share) for share in found)
+    assert shares(prompts, 1) == [[0, 1, 2, 3, 4, 5]]
+    assert [len(set(share)) for share in shares(["a"], 2)] == [1, 1]  # and the second only lends a hand

@@ -1,0 +1,103 @@
+"""Rewards in processes of their own, sums of rewards, and what is said when one hangs or dies."""
+
+import os
+import time
+
+import pytest
+import torch
+
+from bpgo.config import Reward
+from bpgo.rewards import RewardError, load_reward, load_rewards, submit, total
+from bpgo.rewards.worker import Worker
+
+PROMPTS = ["a red circle", "a large blue square"]
+
+
+@pytest.fixture(scope="module")
+def worker(clip_folder):
+    worker = Worker("clip", str(clip_folder), scale=2.0)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def pixels():
+    return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_it_scores_as_the_reward_here(worker, clip_folder, pixels):
+    here = load_reward("clip", clip_folder)(pixels, PROMPTS)
+    torch.testing.assert_close(worker(pixels, PROMPTS), 2 * here, atol=1e-6, rtol=0)
+
+
+def test_answers_come_to_those_who_asked(worker, pixels):
+    expected = [worker(pixels[i : i + 1], PROMPTS[:1]) for i in range(2)]
+    answers = [worker.submit(pixels[i : i + 1], PROMPTS[:1]) for i in range(2)]
+    assert [answer().item() for answer in answers] == [e.item() for e in expected]
+    worker.submit(pixels, PROMPTS)  # of an iteration that was interrupted: nobody asks for it
+    assert worker(pixels[:1], PROMPTS[:1]).item() == expected[0].item()
+
+
+def test_an_error_of_the_reward_is_raised_here_and_the_process_goes_on(worker, pixels):
+    with pytest.raises(RewardError, match="reward 'clip' raised ValueError: this reward takes pictures"):
+        worker(pixels[None], PROMPTS[:1])
+    with pytest.raises(RewardError, match="2 pictures for 1 prompts"):
+        worker(pixels, PROMPTS[:1])
+    assert worker(pixels, PROMPTS).isfinite().all()
+
+
+def test_an_error_of_loading_is_raised_here(tmp_path):
+    with pytest.raises(FileNotFoundError, match="'nowhere' is no folder"):
+        Worker("clip", "nowhere")
+    with pytest.raises(ValueError, match="unknown reward 'clipp', did you mean 'clip'"):
+        Worker("clipp", None)
+
+
+def test_a_reward_that_hangs_is_ended(clip_folder, pixels):
+    worker = Worker("clip", str(clip_folder))
+    worker.time_limit = 0.2
+    os.kill(worker.process.pid, 19)  # SIGSTOP: it hangs
+    began = time.monotonic()
+    with pytest.raises(RewardError, match=r"reward 'clip' gave no answer in 0\.2 s and was ended: .* raise its time_limit"):
+        worker(pixels, PROMPTS)
+    assert time.monotonic() - began < 5
+    assert not worker.process.is_alive()
+    with pytest.raises(RewardError, match="has ended with exit code -9"):
+        worker(pixels, PROMPTS)
+
+
+def test_a_reward_that_dies_is_said_to_have_died(clip_folder, pixels):
+    worker = Worker("clip", str(clip_folder))
+    worker.process.kill()
+    with pytest.raises(RewardError, match=r"the process of reward 'clip' has ended with exit code -9: out of memory?"):
+        worker(pixels, PROMPTS)
+
+
+def test_a_sum_is_the_sum_and_its_parts_are_named(clip_folder, image_reward_folder, pixels):
+    clip, other = Reward(name="clip", path=str(clip_folder), scale=3.0), Reward(name="image_reward", path=str(image_reward_folder))
+    again = Reward(name="clip", path=str(clip_folder), process=True)
+    rewards = load_rewards([clip, other, again])
+    a, b = load_reward("clip", clip_folder)(pixels, PROMPTS), load_reward("image_reward", image_reward_folder)(pixels, PROMPTS)
+    found = submit(rewards, pixels, PROMPTS)()
+    assert list(found) == ["clip", "image_reward", "clip-2"]
+    for name, expected in {"clip": 3 * a, "image_reward": b, "clip-2": a}.items():
+        torch.testing.assert_close(found[name], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(total(rewards)(pixels, PROMPTS), 4 * a + b, atol=1e-5, rtol=0)
+    rewards["clip-2"].close()
+
+
+def test_a_run_may_train_on_a_sum_that_is_scored_elsewhere(tiny_folder, clip_folder, image_reward_folder, tmp_path):
+    from bpgo.config import build_config
+    from bpgo.trainer import Trainer
+
+    parts = [{"name": "clip", "path": str(clip_folder), "scale": 0.5, "process": True}]
+    parts += [{"name": "image_reward", "path": str(image_reward_folder)}]
+    tree = {"generator": {"path": str(tiny_folder), "height": 16, "width": 16}, "prompts": "given", "groups": 2, "group_size": 2,
+            "sampling": {"steps": 3, "micro_batch": 2}, "evaluation": {"samples": 1, "steps": 2, "held_out": parts[1:] * 2}}  # fmt: skip
+    seen = []
+    for reward in (parts, [part | {"process": False} for part in parts]):
+        trainer = Trainer(build_config(tree | {"reward": reward}), tmp_path / str(len(seen)), prompts=PROMPTS, progress=False)
+        seen.append(trainer.step())
+    assert seen[0] == pytest.approx(seen[1], abs=1e-5)
+    assert seen[0]["reward"] == pytest.approx(seen[0]["reward/clip"] + seen[0]["reward/image_reward"], abs=1e-5)
+    assert set(trainer.evaluate().scores) == {"reward", "image_reward", "image_reward-2"}
