@@ -19,7 +19,7 @@
 
 # %% [markdown]
 # # 4. What can each of two experts learn when a given picture is to move?
-# *About 5 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebooks 2 and 3 first.*
+# *About 8 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebooks 2 and 3 first.*
 #
 # Image-to-video: a clip is to begin with a given picture and to move as its prompt says. The generator is a small Wan of the newer kind, with **two experts**: one transformer draws while the noise is high, another finishes. We train the first with the objectives of notebook 2, then the second, and exchange them.
 #
@@ -159,7 +159,8 @@ if len(own) == 2:
                 start.policy.modules = own | {name: taken[name] for name in names}
                 found[part].append(start.evaluate().scores)
     start.policy.modules = own
-    swaps = {part: {m: np.stack([runs.mean(s[m].double().numpy()) for s in scores]) for m in first} for part, scores in found.items()}
+    both = [m for m in first if m in found["both"][0]]
+    swaps = {part: {m: np.stack([runs.mean(s[m].double().numpy()) for s in scores]) for m in both} for part, scores in found.items()}
 
 # %%
 judges = [m for m in ("accuracy", "motion", "visual") if m in first] or ["reward"]
@@ -169,7 +170,7 @@ if swaps:
         square = [[runs.mean(runs.mean(part[m])) for part in row] for row in ((first, swaps["low"]), (swaps["high"], swaps["both"]))]
         figures.two_by_two(ax, np.array(square), figures.MEASURES[m][0], "expert of high noise", "expert of low noise")
     study.keep(figure, "experts")
-    print(runs.contrasts(swaps, first, "before"))
+    print(runs.contrasts(swaps, {m: first[m] for m in swaps["both"]}, "before"))
 
 # %% [markdown]
 # Read a row for what the expert of low noise adds, a column for that of high noise. If the change of both together is the sum of the two, they learn independently.
@@ -183,7 +184,7 @@ spent, table = runs.seconds(logs)
 print(table)
 
 # %% [markdown]
-# Six iterations of one seed are a look at the machinery and decide nothing. `make reproduce ARGS="--profile video"` trains three seeds of notebooks 3 and 4 and writes a table with intervals over seeds to `reproduce/results/video/`.
+# A dozen iterations of one seed are a look at the machinery and decide nothing. `make reproduce ARGS="--profile video"` trains three seeds of notebooks 3 and 4 and writes a table with intervals over seeds to `reproduce/results/video/`.
 
 # %% tags=["nbval-check-output"]
 experts = {f"{objectives[-1]}, {part} noise": scores for part, scores in swaps.items() if part != "both"}

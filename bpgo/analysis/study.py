@@ -25,7 +25,7 @@ class Remembering(Trainer):
 
     last: Scores | None = None
 
-    def evaluate(self) -> Scores:
+    def evaluate(self, keep: bool = True) -> Scores:
         self.last = super().evaluate()
         return self.last
 
