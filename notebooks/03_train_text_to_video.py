@@ -18,7 +18,7 @@
 
 # %% [markdown]
 # # 3. Can a reward teach a text-to-video model to move?
-# *About 4 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebook 2 first.*
+# *About 7 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebook 2 first.*
 #
 # The objectives of notebook 2, now on a small Wan pipeline that makes clips of nine frames: one thing that stays still, moves, bounces or grows, slowly or fast. A caption may leave any of this open. The training reward is of the paper's kind: a CLIP for videos, which reads several frames of a clip (here four) at once.
 #
@@ -145,7 +145,7 @@ spent, table = runs.seconds(logs)
 print(table)
 
 # %% [markdown]
-# Six iterations are a look at the machinery, not a result: most intervals cover zero, and what is plain is that flicker grows. With one seed intervals cover *prompts* only: **one seed decides nothing**. `make reproduce ARGS="--profile video"` trains three seeds of notebooks 3 and 4 and writes a table to `reproduce/results/video/`.
+# A dozen iterations are a look at the machinery, not a result. With one seed intervals cover *prompts* only: **one seed decides nothing**. `make reproduce ARGS="--profile video"` trains three seeds of notebooks 3 and 4 and writes a table to `reproduce/results/video/`.
 
 # %% tags=["nbval-check-output"]
 study.record("text_to_video", first, parts, spent)
