@@ -1,4 +1,4 @@
-"""Command line: `python -m bpgo train|pretrain|bench|settings`. The same presets as the notebooks."""
+"""Command line: `python -m bpgo train|preflight|pretrain|bench|settings`. The same presets as the notebooks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("preset", help="a YAML file, or the name of one in reproduce/presets")
     train.add_argument("--output", required=True, help="folder of the run")
     train.add_argument("overrides", **overrides)
+
+    preflight = commands.add_parser("preflight", help="what a preset needs and what is missing, before any money is spent")
+    preflight.add_argument("preset", help="a YAML file, or the name of one in reproduce/presets")
+    preflight.add_argument("--download", action="store_true", help="fetch the files that are missing")
+    preflight.add_argument("--launch", help="the accelerate configuration it will be launched with, such as reproduce/accelerate/ddp.yaml")
+    preflight.add_argument("--gigabytes", type=float, help="plan for a device of this memory instead of the one here")
+    preflight.add_argument("--teraflops", type=float, help="and of this matmul rate")
+    preflight.add_argument("overrides", **overrides)
 
     pretrain = commands.add_parser("pretrain", help="train the tiny checkpoints that the package ships")
     pretrain.add_argument("stages", nargs="*", help="of those that a wrong name lists, all in order by default")
@@ -51,6 +59,13 @@ def _train(options) -> int:
     return 0
 
 
+def _preflight(options) -> int:
+    from .preflight import run
+
+    config = read_config(options.preset, options.overrides)
+    return run(config, options.download, options.launch, options.gigabytes, options.teraflops)
+
+
 def world_metrics(config: Config) -> dict:
     """The measures of the shapes world, if config.evaluation.oracle asks for them."""
     if not config.evaluation.oracle:
@@ -82,7 +97,7 @@ def _settings(options) -> int:
     return 0
 
 
-COMMANDS = {"train": _train, "pretrain": _pretrain, "bench": _bench, "settings": _settings}
+COMMANDS = {"train": _train, "preflight": _preflight, "pretrain": _pretrain, "bench": _bench, "settings": _settings}
 
 if __name__ == "__main__":
     sys.exit(main())

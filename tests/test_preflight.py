@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import shutil
 import time
 import weakref
@@ -20,8 +21,9 @@ from bpgo.files import SHIPPED
 from bpgo.generators import load_generator
 from bpgo.memory import adapters, decoding, flops, memory, rows, sampling_activations, sizes, steps, update_activations
 from bpgo.preflight import Launch, preflight, read_launch, run
+from bpgo.prompts import read_prompts
 from bpgo.published import PARTS, SCORERS, needed, pipeline_of, present, published, read_pipeline, weight
-from bpgo.rewards import REWARDS, load_reward
+from bpgo.rewards import REWARDS, clip
 from bpgo.sde import sigma_grid
 
 ACCELERATE = Path(__file__).parent.parent / "reproduce" / "accelerate"
@@ -129,9 +131,7 @@ def test_a_folder_s_sizes_are_those_of_the_models_in_it(name):
 
 
 def test_a_reward_s_bytes_are_those_of_its_weights():
-    score = load_reward("clip", "tiny-reward")
-    model = score.args[0].__closure__  # the model is a cell of the reward
-    model = next(cell.cell_contents for cell in model if isinstance(cell.cell_contents, torch.nn.Module))
+    model, _ = clip.load(SHIPPED / "tiny-reward")
     assert weight("clip", "tiny-reward") == 4 * count(model)
     assert weight("hpsv2", None) == 4 * 986_109_441
     assert weight("clip", "nowhere/at/all") == 0
@@ -146,8 +146,13 @@ CASES = {  # preset, settings, samples of a micro-batch
     "flux, LoRA": ("t2i-tiny", ["generator.lora_rank=4"], 16),
     "flux, LoRA, bfloat16": ("t2i-tiny", ["generator.lora_rank=4", "generator.dtype=bfloat16", "precision=bf16"], 16),
     "flux, bfloat16": ("t2i-tiny", ["precision=bf16"], 16),
+    "flux, checkpointing, bfloat16": ("t2i-tiny", ["generator.gradient_checkpointing=true", "precision=bf16"], 32),
+    "flux, LoRA on float32, bfloat16": ("t2i-tiny", ["generator.lora_rank=4", "precision=bf16"], 16),
     "wan": ("t2v-tiny", ["generator.lora_rank=0"], 8),
     "wan, checkpointing": ("t2v-tiny", ["generator.lora_rank=0", "generator.gradient_checkpointing=true"], 16),
+    "wan, checkpointing, bfloat16": (
+        "t2v-tiny", ["generator.lora_rank=0", "generator.gradient_checkpointing=true", "precision=bf16"], 16),
+    "wan, LoRA on float32, checkpointing, bfloat16": ("t2v-tiny", ["generator.gradient_checkpointing=true", "precision=bf16"], 16),
     "wan, LoRA": ("t2v-tiny", [], 8),
     "wan, LoRA, guidance": ("t2v-tiny", ["generator.guidance=4.0"], 4),
     "wan, LoRA, checkpointing": ("t2v-tiny", ["generator.gradient_checkpointing=true"], 8),
@@ -178,7 +183,7 @@ def trained(policy):
 
 
 def conditions(policy, config, batch):
-    prompts = ["a red circle"] * batch if config.generator.path == "tiny-flux" else ["a red circle that moves left"] * batch
+    prompts = read_prompts(config.prompts)[:1] * batch
     with torch.no_grad():
         return {name: value.clone() for name, value in policy.encode(prompts).items()}
 
@@ -240,7 +245,7 @@ def test_what_training_keeps_is_exact(case):
     always, phases, host = memory(config, pipeline, 0, 1)
     size = 4 * sum(p.numel() for p in parameters)
     moments = sum(state[name].nbytes for state in optimiser.state.values() for name in ("exp_avg", "exp_avg_sq"))
-    assert (always["trained weights"], always["gradients"], always["AdamW's moments"], always["averaged weights"]) == (size, size, moments, size)
+    assert [always[name] for name in ("trained weights", "gradients", "averaged weights", "AdamW's moments")] == [size, size, size, moments]
     if config.generator.lora_rank:
         assert adapters(config, pipeline) == sum(p.numel() for p in parameters)
         assert always["frozen transformers"] == 4 * pipeline.parts["transformer"].parameters
@@ -253,7 +258,7 @@ def test_the_rollout_and_the_conditions_are_exact():
     from bpgo.rollout import plan, sample_groups
 
     config, pipeline, policy = set_up(*CASES["wan, LoRA, guidance"])
-    scheme = plan(sigma_grid(8, 3.0), "flow-grpo", 0.7, 0.6, 2, __import__("random").Random(0))
+    scheme = plan(sigma_grid(8, 3.0), "flow-grpo", 0.7, 0.6, 2, random.Random(0))
     cond = {name: value[:4] for name, value in conditions(policy, config, 4).items()}
     rollout = sample_groups(policy, cond, config.group_size, scheme, list(range(4 * config.group_size)), None, 4)
     always, *_ = memory(config, pipeline, 0, prompts=4)

@@ -68,7 +68,7 @@ def test_it_says_what_hardware_it_is_for_and_fits_that(preset, monkeypatch):
     assert command[1] == preset
     file = re.search(r"--config_file (\S+)", command[0])
     launch = read_launch(PRESETS.parent.parent / file[1]) if file else Launch()
-    assert launch.processes == (8 if "eight" in head else 1)
+    assert launch.processes == (8 if " eight " in head else 1)
     monkeypatch.setattr(checks, "_ram", lambda: int(ram) * 10**9)
     report = preflight(read_config(preset), launch=launch, device_bytes=int(size[0] or size[1]) * 10**9, rate=1e15)
     assert [problem for problem in report.missing if problem.startswith("memory")] == [], report.text
