@@ -136,13 +136,13 @@ def _memory_lines(config: Config, p: Pipeline, prompts: int, launch: Launch, pla
     lines = [f"Memory of each of {launch.processes} process{'es' * (launch.processes > 1)}{', sharded' * launch.sharded}"]
     lines += [f"  {name:24}{_size(size):>10}" for name, size in always.items() if size]
     lines += [f"  while it {name + 's':15}{_size(size):>10}" for name, size in phases.items() if size]
-    on_host = sum(host.values()) * (1 if cuda or planned else 0) * launch.processes
+    on_host = sum(host.values()) * launch.processes
     needs += 0 if cuda or planned else sum(host.values())  # then both are the same memory
     lines += [f"  on the CPU: {name:12}{_size(size):>10}" for name, size in host.items()]
     lines.append(f"  needs {_size(needs)} of {SPARE:.0%} of {_size(device)}, {where}")
     if needs > SPARE * device:
         missing.append(f"memory: {_size(needs - SPARE * device)} too much: try {', or '.join(remedies(config, always, phases, launch))}")
-    if on_host > (ram := _ram()):
+    if cuda and not planned and on_host > (ram := _ram()):
         missing.append(f"memory: the CPU needs {_size(on_host)} and has {_size(ram)}: give rewards a GPU (their device)")
     return lines
 

@@ -432,6 +432,15 @@ def test_too_little_memory_names_the_setting_that_saves_most(case, empty_cache):
     assert f"too much: try {first}" in problem
 
 
+def test_too_little_memory_of_the_cpu_is_told_where_there_is_a_gpu(empty_cache, monkeypatch):
+    config = read_config("t2v-wan2.1-1.3b-lowmem")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(checks, "device_memory", lambda: 16 * 10**9)
+    monkeypatch.setattr(checks, "_ram", lambda: 32 * 10**9)
+    (problem,) = [p for p in preflight(config, rate=1e15).missing if p.startswith("memory")]
+    assert problem == "memory: the CPU needs 41.2 GB and has 32.0 GB: give rewards a GPU (their device)"
+
+
 def test_settings_that_are_made_already_are_not_proposed(empty_cache):
     report = preflight(read_config("t2v-wan2.1-1.3b-lowmem", ["sampling.micro_batch=1"]), device_bytes=10**9)
     (problem,) = [p for p in report.missing if "too much" in p]
