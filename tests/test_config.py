@@ -201,7 +201,7 @@ def leaves(kind, prefix=""):
     """Dotted names of a tree of dataclasses, found in the classes' own annotations."""
     kinds = [c for c in vars(settings).values() if dataclasses.is_dataclass(c)]
     for name, annotation in kind.__annotations__.items():
-        inner = next((c for c in kinds if re.search(rf"\b{c.__name__}\b", annotation)), None)
+        inner = next((c for c in kinds if re.search(rf"\b{c.__name__}s?\b", annotation)), None)
         if inner:
             yield from leaves(inner, f"{prefix}{name}.")
         else:

@@ -202,7 +202,7 @@ def test_text_and_bytes_are_written_and_replaced_with_nothing_left_beside_them(t
 
 
 def test_what_an_earlier_kill_left_behind_is_overwritten(tmp_path):
-    (tmp_path / ".state.json.partial").write_text("half of an older, longer file")
+    (tmp_path / f".state.json.{os.getpid()}.partial").write_text("half of an older, longer file")
     write_atomic(tmp_path / "state.json", "new")
     assert (tmp_path / "state.json").read_text() == "new" and os.listdir(tmp_path) == ["state.json"]
 

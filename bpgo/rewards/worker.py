@@ -65,7 +65,8 @@ class Worker:
             raise self._dead() from None
         if number is None and isinstance(found, Exception):
             raise found
-        self.answers[number] = found
+        if number is not None:
+            self.answers[number] = found
 
     def _dead(self) -> RewardError:
         self.process.join(5)
