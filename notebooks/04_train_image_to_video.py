@@ -101,7 +101,6 @@ if interactive:
 judges = [m for m in ("reward", "held_out", "accuracy", "motion", "visual") if m in before.scores]
 study.keep(figures.curves(logs, judges, columns=3), "curves")
 
-# %%
 first, parts = runs.outcome(logs, facts["bits"])  # metric -> (seeds, prompts), before and by objective
 if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "diversity") if m in first] or ["reward"]):
     plt.show()
