@@ -142,12 +142,12 @@ class Objective:
 
 @settings
 class Prior:
-    kind: Literal["running_mean", "constant", "sft", "sft_per_prompt", "first_frame"] = "running_mean"
-    """sft: mean reward of the starting model's own samples, over all prompts or for each. first_frame: of the picture as a still video."""
+    kind: Literal["running_mean", "constant", "sft", "sft_per_prompt", "first_frame", "empirical_bayes"] = "running_mean"
+    """sft: the starting model's mean reward; first_frame: the picture's, as a still video; empirical_bayes: k too, learnt from the groups."""
     value: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """The constant, in units of the reward."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Weight of the past in the running mean."""
+    """Weight of the past in the running mean and in the moments of empirical_bayes."""
     samples: Count = 4
     """Samples a prompt from which SFT rewards are computed."""
 
@@ -230,6 +230,13 @@ class Config:
     def _updates_fit(self):
         if self.groups % self.optimiser.updates:
             raise ValueError(f"groups={self.groups} cannot be split over optimiser.updates={self.optimiser.updates}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_source_of_sharpness(self):
+        given = [name for name in ("k", "kappa") if getattr(self.objective, name) is not None]
+        if self.prior.kind == "empirical_bayes" and given:
+            raise ValueError(f"prior.kind=empirical_bayes works out the sharpness of RAS itself: set objective.{given[0]}=null")
         return self
 
 

@@ -14,7 +14,7 @@ from .config import Config, to_dict
 from .evaluation import evaluate
 from .files import write_atomic
 from .parallel import whole
-from .priors import Constant, PerPrompt, Prior, RunningMean
+from .priors import Constant, EmpiricalBayes, PerPrompt, Prior, RunningMean
 from .prompts import images_of, key_of, pixels_of
 from .rewards import Reward
 from .rollout import row_noise
@@ -25,6 +25,8 @@ def make_prior(config: Config, policy, reward: Reward, prompts: list[str]) -> Pr
     p = config.prior
     if p.kind == "running_mean":
         return RunningMean(p.momentum)
+    if p.kind == "empirical_bayes":
+        return EmpiricalBayes(p.momentum)
     if p.kind == "constant":
         return Constant(p.value)
     if p.kind == "first_frame":

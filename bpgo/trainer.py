@@ -82,7 +82,7 @@ class Trainer:
         try_metrics(self.policy, self.prompts[0], self.metrics)
         self.sigmas = sigma_grid(config.sampling.steps, config.sampling.shift)
         self._plan(random.Random())  # refuses what does not fit
-        self.iteration = 0
+        self.iteration, self.saved = 0, None
         self._prepare()
         self.conditions = make_conditions(config, self.policy, [*self.prompts, *self.evaluation_prompts])
         with torch.random.fork_rng([]):  # a prior that is found in the cache draws nothing
@@ -233,7 +233,8 @@ class Trainer:
         o = self.config.objective
         everyone = self.accelerator.gather(rewards)
         prior = self.prior([key_of(p) for p in prompts], everyone)
-        k = objective.sharpness(o.k, o.kappa, everyone)
+        k = self.prior.sharpness(everyone)
+        k = objective.sharpness(o.k, o.kappa, everyone) if k is None else k
         if isinstance(prior, Tensor):
             prior = self.accelerator.gather(prior.to(rewards))
         advantages = objective.OBJECTIVES[o.name](everyone, prior, alpha=o.alpha, k=k, lam=o.lam, beta=o.beta)
@@ -267,9 +268,10 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """The whole state, as checkpoint-<iteration>; the two newest are kept."""
-        place = self.output / f"checkpoint-{self.iteration:06d}"
-        if place.exists():
+        if self.saved == self.iteration:  # not what is on disk, which processes would see at different moments
             return
+        self.saved = self.iteration
+        place = self.output / f"checkpoint-{self.iteration:06d}"
         tensors = checkpoint.pack(self.parameters, self.ema, self.optimiser)
         if not self.accelerator.is_main_process:
             return
@@ -284,7 +286,7 @@ class Trainer:
             tensors, state = checkpoint.load_state(found[-1])
             checkpoint.unpack(tensors, self.parameters, self.ema, self.optimiser)
             self.prior.restore(state["prior"])
-            self.iteration = state["iteration"]
+            self.iteration = self.saved = state["iteration"]
         if self.finished:
             return
         for name, kept in (("metrics", self.iteration + 1), ("timing", self.iteration + 1), ("evaluations", self.iteration)):

@@ -286,3 +286,9 @@ def test_a_range_without_a_window_is_refused():
     with pytest.raises(ConfigError, match=r"sampling: window_range says where sampling\.window may lie"):
         read_config("t2v-tiny", ["sampling.window=null", "sampling.window_range=[0, 4]"])
     assert read_config("t2v-tiny", ["sampling.window=3", "sampling.window_range=[1, 6]"]).sampling.window_range == (1, 6)
+
+
+def test_the_sharpness_of_ras_has_one_source():
+    with pytest.raises(ConfigError, match=r"prior.kind=empirical_bayes works out the sharpness of RAS itself: set objective.kappa=null"):
+        read_config("t2i-tiny", ["prior.kind=empirical_bayes"])
+    assert read_config("t2i-tiny", ["prior.kind=empirical_bayes", "objective.kappa=null"]).prior.kind == "empirical_bayes"

@@ -3,11 +3,15 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
 from bpgo.objective import bpgo, ras_weights
-from bpgo.priors import Constant, PerPrompt, RunningMean
+from bpgo.priors import Constant, EmpiricalBayes, PerPrompt, RunningMean, posterior_sharpness
 
 REWARDS = [torch.tensor([[0.1, 0.4], [0.2, 0.9]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[-1.0, 0.0], [0.5, 0.5]])]
 PROMPTS = ["a shape", "a red circle"]
@@ -71,7 +75,7 @@ def test_a_prompt_that_the_table_lacks_is_named():
         PerPrompt({"a shape": 0.25})(["a shape", "a blue box"], REWARDS[0])
 
 
-@pytest.mark.parametrize("prior", [Constant(0.3), RunningMean(0.9), PerPrompt({"a shape": 0.25, "a red circle": 0.75})])
+@pytest.mark.parametrize("prior", [Constant(0.3), RunningMean(0.9), PerPrompt({"a shape": 0.25, "a red circle": 0.75}), EmpiricalBayes()])
 def test_every_prior_is_what_the_objectives_take(prior):
     value = prior(PROMPTS, REWARDS[0])
     expected = torch.as_tensor(value).expand(2)
@@ -79,3 +83,89 @@ def test_every_prior_is_what_the_objectives_take(prior):
     deviation = REWARDS[0].mean(1) - expected
     torch.testing.assert_close(weights, 1 + 0.5 * torch.tanh(deviation))  # 2 sigmoid(2 d) - 1 = tanh(d)
     assert bpgo(REWARDS[0], value, alpha=0.5, k=2.0, lam=1.0, beta=0.5).main.shape == (2, 2)
+
+
+# ------------------------------------------------------------------------------------------------------ empirical Bayes
+
+
+def groups(n, size, mean, tau, sigma, seed=0):
+    """(n, size) rewards of the hierarchy itself."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(n, 1 + size, dtype=torch.float64, generator=generator)
+    return mean + tau * normal[:, :1] + sigma * normal[:, 1:]
+
+
+def posterior(rewards):
+    """P(theta_i > mu | rewards) of the normal hierarchy, by numerical integration of Bayes' rule, with moments of scipy's own analysis."""
+    found, size = rewards.numpy(), rewards.shape[1]
+    within = np.mean([np.var(group, ddof=1) for group in found])
+    between = np.var(found.mean(1), ddof=1) - within / size
+    mu = found.mean()
+    grid = np.linspace(mu - 12 * between**0.5, mu + 12 * between**0.5, 40001)
+    density = stats.norm.pdf(grid, mu, between**0.5)[None] * stats.norm.pdf(found.mean(1)[:, None], grid[None], (within / size) ** 0.5)
+    return torch.from_numpy((density * (grid > mu)).sum(1) / density.sum(1))
+
+
+def weights_of(prior, rewards, alpha=0.5):
+    return ras_weights(rewards, prior(PROMPTS, rewards), alpha, prior.sharpness(rewards))
+
+
+@pytest.mark.parametrize("tau, sigma, size", [(1.0, 1.0, 4), (0.05, 0.3, 12), (2.0, 0.5, 8)])
+def test_the_weight_is_the_posterior_probability_of_a_group_above_the_population(tau, sigma, size):
+    """Against Bayes' rule integrated numerically; the logistic law in place of the normal one is off by at most .023."""
+    rewards = groups(64, size, 0.3, tau, sigma)
+    probability = (weights_of(EmpiricalBayes(), rewards, alpha=1.0)) / 2
+    torch.testing.assert_close(probability, posterior(rewards), atol=0.023, rtol=0)
+
+
+def test_its_moments_are_those_of_the_population_it_sees():
+    prior = EmpiricalBayes(momentum=0.98)
+    for seed in range(400):
+        prior.update(groups(8, 6, 0.4, 0.2, 0.5, seed))
+    mean, spread, within = prior.moments
+    assert mean == pytest.approx(0.4, abs=0.05)
+    assert within == pytest.approx(0.25, rel=0.1)
+    assert spread - within / 6 == pytest.approx(0.04, rel=0.25)
+
+
+@given(scale=st.floats(0.01, 100), shift=st.floats(-10, 10), seed=st.integers(0, 50))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_scale_and_shift_of_the_reward_leave_its_weights_as_they_are(scale, shift, seed):
+    plain, moved = EmpiricalBayes(), EmpiricalBayes()
+    for i in range(3):
+        rewards = groups(8, 4, 0.0, 1.0, 1.0, 100 * seed + i)
+        torch.testing.assert_close(weights_of(moved, scale * rewards + shift), weights_of(plain, rewards), atol=1e-6, rtol=0)
+        plain.update(rewards), moved.update(scale * rewards + shift)
+
+
+@given(seed=st.integers(0, 200))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_groups_that_differ_by_less_than_chance_all_weigh_one(seed):
+    rewards = groups(6, 8, 0.0, 0.0, 1.0, seed)
+    rewards = rewards - rewards.mean(1, keepdim=True) + 0.01 * rewards.mean(1, keepdim=True)
+    assert torch.equal(weights_of(EmpiricalBayes(), rewards), torch.ones(6, dtype=torch.float64))
+
+
+def test_with_ever_more_samples_a_group_is_wholly_above_or_wholly_below():
+    rewards = groups(16, 20000, 0.0, 1.0, 1.0)
+    means = rewards.mean(1)
+    clear = (means - means.mean()).abs() > 0.1
+    expected = 1 + 0.5 * (means - means.mean()).sign()
+    torch.testing.assert_close(weights_of(EmpiricalBayes(), rewards)[clear], expected[clear], atol=1e-3, rtol=0)
+    sharp = [posterior_sharpness(1.0, 1.0, size) for size in (2, 8, 32, 10**6)]
+    assert sharp == sorted(sharp)
+    assert sharp[-1] == pytest.approx(math.pi * math.sqrt(1e6 / 3), rel=1e-5)  # B -> 1: RAS of a fixed k
+
+
+def test_noiseless_groups_and_a_single_group_have_finite_weights():
+    apart = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    torch.testing.assert_close(weights_of(EmpiricalBayes(), apart), torch.tensor([0.5, 1.5]))
+    assert weights_of(EmpiricalBayes(), torch.tensor([[0.0, 1.0]])).tolist() == [1.0]
+
+
+def test_empirical_bayes_goes_on_exactly_after_a_restart():
+    prior = EmpiricalBayes()
+    for rewards in REWARDS:
+        again = restarted(prior, EmpiricalBayes())
+        assert (again(PROMPTS, rewards), again.sharpness(rewards)) == (prior(PROMPTS, rewards), prior.sharpness(rewards))
+        prior.update(rewards)
