@@ -1,12 +1,17 @@
-"""The presets: they are read, the paper's values stand in those of its models, each value says where it is from, and they fit."""
+"""The presets: they are read, the paper's values stand in those of its models, each value says where it is from, and they fit.
+
+And they run, with a tiny checkpoint in place of the published one.
+"""
 
 import re
 
 import pytest
 import torch
 
+from bpgo.__main__ import main
+from bpgo.analysis import runs
 from bpgo.config import PRESETS, read_config
-from bpgo.files import SHIPPED
+from bpgo.files import SHIPPED, read_log
 from bpgo.preflight import Launch, preflight, read_launch
 from bpgo.prompts import read_prompts
 
@@ -91,13 +96,68 @@ def test_its_prompts_are_shipped_or_asked_for(preset):
 
 
 @pytest.mark.parametrize("preset", REAL)
-def test_with_the_tiny_checkpoint_s_name_nothing_is_missing(preset):
+def test_an_evaluation_is_of_groups_and_so_short_that_a_notebook_can_keep_its_samples(preset):
+    """A notebook shows group advantages of evaluation samples, which takes two, and keeps all of them, float32, in RAM."""
+    c = read_config(preset)
+    e, g = c.evaluation, c.generator
+    assert e.samples >= 2
+    if preset.startswith("i2v"):  # whose pictures are the user's
+        assert e.prompts is None
+        return
+    prompts = read_prompts(e.prompts)
+    assert len(prompts) * e.samples * (g.frames or 1) * 3 * g.height * g.width * 4 < 5e9
+    assert len(prompts) % 8 == 0  # as many for each GPU
+
+
+def test_the_evaluation_prompts_are_four_subjects_of_the_graded_ones_at_every_level():
+    rows, chosen = (read_log(SHIPPED / "prompts" / f"graded{part}.jsonl") for part in ("", "-evaluation"))
+    subjects = list(dict.fromkeys(row["subject"] for row in rows))[::13]  # an animal, a vehicle, a dish, a kind of weather
+    assert chosen == [row for row in rows if row["subject"] in subjects and row["paraphrase"] == 1]
+    facts = runs.prompt_facts("prompts/graded-evaluation.jsonl", read_prompts("prompts/graded-evaluation.jsonl"))
+    assert facts["level"].tolist() == [0, 0.25, 0.5, 1] * 4
+
+
+@pytest.mark.parametrize("preset", REAL)
+def test_the_training_reward_is_in_a_process_of_its_own(preset):
+    """So that it scores while the next samples are made, and a reward that hangs ends the run instead of holding it."""
+    assert all(reward.process for reward in read_config(preset).reward)
+
+
+def tiny_in_place_of(preset):
+    """The one parameter, and what a tiny model and its world need beside it.
+
+    Its size: 32 pixels, 9 frames and 12 words are all that it knows. Its rewards: the published ones are not here, and the shipped
+    training reward stands for them, in a process of its own where the preset has one. Its words: a vocabulary of shapes.
+    """
     tiny = TASKS[preset.removesuffix("-lowmem")]
-    picture = tiny == "tiny-flux"
-    reward = "{name: clip, path: tiny-reward}" if picture else "{name: video_clip_xl, path: tiny-video-reward}"
-    overrides = [f"generator.path={tiny}", "generator.height=32", "generator.width=32", f"reward={reward}", "evaluation.held_out=null"]
-    overrides += [] if picture else ["generator.frames=9", "generator.max_sequence_length=12"]
-    overrides += ["prompts=prompts/image-clip-train.jsonl"] * (tiny == "tiny-wan-image")
-    report = preflight(read_config(preset, overrides))
+    reward = {"tiny-flux": ("clip", "tiny-reward")}.get(tiny, ("video_clip_xl", "tiny-video-reward"))
+    size = ["height=32", "width=32"] + ["frames=9", "max_sequence_length=12"] * (tiny != "tiny-flux")
+    words = {"tiny-flux": "", "tiny-wan": "clip-", "tiny-wan-image": "image-clip-"}[tiny] + "evaluation.jsonl"
+    return [f"generator.path={tiny}", *(f"generator.{setting}" for setting in size),
+            f"reward.name={reward[0]}", f"reward.path={reward[1]}", "evaluation.held_out=null",
+            f"prompts=prompts/{words}", "evaluation.prompts=null"]  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", REAL)
+def test_with_the_tiny_checkpoint_s_name_nothing_is_missing(preset):
+    report = preflight(read_config(preset, tiny_in_place_of(preset)))
     assert report.missing == []
     assert not torch.cuda.is_available() or "this machine's GPU" in report.text
+
+
+@pytest.mark.parametrize("preset", REAL)
+def test_with_the_tiny_checkpoint_s_name_it_runs(preset, tmp_path, monkeypatch):
+    """The one-parameter promise, by the command line: bfloat16, LoRA, offloading, tiles and a reward's process as the preset has them.
+
+    Beside what `tiny_in_place_of` gives: one short iteration, for time.
+    """
+    monkeypatch.setenv("BPGO_CACHE", str(tmp_path / "cache"))
+    overrides, words = tiny_in_place_of(preset), tmp_path / "few.jsonl"
+    prompts = read_config(preset, overrides).prompts
+    words.write_text("".join((SHIPPED / prompts).read_text().splitlines(True)[:2]))
+    overrides += [f"prompts={words}", "iterations=1", "groups=2", "group_size=2", "sampling.steps=5", "evaluation.steps=2"]
+    assert main(["train", preset, "--output", str(tmp_path / "run"), *overrides]) == 0
+    assert (tmp_path / "run" / "final" / "README.md").is_file()
+    (row,) = read_log(tmp_path / "run" / "metrics.jsonl")
+    assert row["iteration"] == 1 and row["reward_std"] > 0 and 0 < row["grad_norm"] < float("inf")
+    assert [found["iteration"] for found in read_log(tmp_path / "run" / "evaluations.jsonl")] == [0, 1]
