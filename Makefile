@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test reproduce lab notebooks lint lock
+.PHONY: help test reproduce study lab notebooks lint lock
 
 # Given on the command line only (make test BOOTSTRAP=python3.12): variables of the environment are not read.
 BOOTSTRAP = python3
@@ -35,7 +35,7 @@ endef
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  ARGS='-k sde'               passed on to the command behind test, reproduce, lab and notebooks"
+	@echo "  ARGS='-k sde'               passed on to the command behind test, reproduce, study, lab and notebooks"
 	@echo "  PYTHON=/path/python         use that existing environment and install nothing"
 	@echo "  BOOTSTRAP=python3.12        the Python that makes $(VENV) (at least $(MINIMUM); delete $(VENV) to change it)"
 
@@ -45,6 +45,9 @@ test: $(SETUP)  ## lint, then run the tests (the long ones: make test ARGS='-m s
 
 reproduce: $(SETUP)  ## run the study and rebuild its tables and figures
 	$(PYTHON) reproduce/reproduce.py $(ARGS)
+
+study: $(SETUP)  ## run what is missing of the study (hours), and write its tables
+	$(PYTHON) reproduce/study.py $(ARGS)
 
 lab: $(SETUP)  ## open the notebooks in JupyterLab
 	$(PYTHON) -m jupyterlab notebooks $(ARGS)

@@ -143,7 +143,7 @@ class Objective:
 @settings
 class Prior:
     kind: Literal["running_mean", "constant", "sft", "sft_per_prompt", "first_frame", "empirical_bayes"] = "running_mean"
-    """sft: the starting model's mean reward; first_frame: the picture's, as a still video; empirical_bayes: k too, learnt from the groups."""
+    """sft: the starting model's mean reward; first_frame: the still picture's; empirical_bayes: learnt from the groups, k of RAS too."""
     value: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """The constant, in units of the reward."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -143,6 +143,15 @@ def measure(videos: Tensor, prompts: list[str]) -> dict[str, Tensor]:
     }
 
 
+def share_right(videos: Tensor, prompts: list[str]) -> Tensor:
+    """(B,) share of the attributes named by its prompt that the video shows, in [0, 1]; 1 or 0 for a prompt that names none."""
+    shares = []
+    for prompt, clip in zip(prompts, read(videos).clips, strict=True):
+        named = [Clip(**{name: value}) for name, value in vars(parse(prompt)).items() if value is not None] or [Clip()]
+        shares.append(sum(clip is not None and says(each, clip) for each in named) / len(named))
+    return torch.tensor(shares)
+
+
 def _first_frame(frames: Tensor, prompts: list[str]) -> Tensor:
     given = [getattr(p, "image", None) for p in prompts]
     rows = [torch.tensor(float("nan")) if image is None else (frame - pixels_of([image])[0]).square().mean().sqrt()

@@ -16,7 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .captions import parse
+from .captions import leave_out, parse
 from .scenes import BACKGROUND, PAIR_CENTRES, SIDE, VALUES, Scene, Thing, all_scenes, draw, says
 
 RECOGNISED = 0.10  # RMS pixel distance beyond which a picture shows no scene; 99.9 % of autoencoded drawings are within 0.076
@@ -81,6 +81,20 @@ def accuracy(pictures: Tensor, prompts: list[str]) -> Tensor:
     """(B,) 1.0 where the picture shows all that its prompt says, else 0.0. Same call as a reward."""
     scenes = read(pictures).scenes
     return torch.tensor([float(s is not None and says(parse(p), s)) for s, p in zip(scenes, prompts, strict=True)])
+
+
+def share_right(pictures: Tensor, prompts: list[str]) -> Tensor:
+    """(B,) share of the attributes named by its prompt that the picture shows, in [0, 1]: a finer truth than `accuracy`.
+
+    A prompt that names none asks for its number of things alone: 1 or 0.
+    """
+    return torch.tensor([_share(parse(p), s) for s, p in zip(read(pictures).scenes, prompts, strict=True)])
+
+
+def _share(description: Scene, scene: Scene | None) -> float:
+    names = {name for name, value in description.attributes.items() if value is not None}
+    alone = [leave_out(description, names - {name}) for name in names] or [description]
+    return sum(scene is not None and says(each, scene) for each in alone) / len(alone)
 
 
 def distance(pictures: Tensor, prompts: list[str]) -> Tensor:
