@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -12,6 +14,7 @@ SHIPPED = Path(__file__).parent / "checkpoints"
 # never the end of a hub id, which may have dots
 FILE_TYPES = (".txt", ".json", ".jsonl", ".yaml", ".yml", ".safetensors", ".bin", ".pt", ".pth")
 
+LOGIN = "accept its terms on its page, then `hf auth login` (before huggingface_hub 1.0: `huggingface-cli login`)"
 DAMAGED = (LookupError, struct.error, AssertionError, AttributeError)  # what torch.load also raises for a part of a file, and for text
 
 
@@ -40,7 +43,55 @@ def check_safetensors(place: Path) -> None:
             with safe_open(file, framework="numpy"):  # reads the header, and compares its offsets with the file's size
                 pass
         except SafetensorError as error:
-            raise ValueError(f"{file} is truncated or damaged ({file.stat().st_size} bytes): copy or make it again") from error
+            how = _again(file, "copy or make it again")
+            raise ValueError(f"{file} is truncated or damaged ({file.stat().st_size} bytes): {how}") from error
+
+
+def check_weights(place: Path) -> None:
+    """As `check_safetensors`, and for .pt, .pth and .bin files that begin as the zip files of torch.save and do not end as one.
+
+    What is in an older format (no zip) shows only when it is read: see `read_pt`.
+    """
+    place = Path(place)
+    check_safetensors(place)
+    for file in [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.is_file()):
+        if file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
+            with file.open("rb") as stream:
+                if stream.read(2) == b"PK":
+                    how = _again(file, "download it again")
+                    raise ValueError(f"{file} is damaged, or not whole ({file.stat().st_size} bytes): {how}")
+
+
+def _again(file: Path, how: str) -> str:
+    """The remedy. A name in the hub's cache is a link, and what it points to has to go, or it counts as downloaded."""
+    return f"delete {file.resolve()} and download it again" if file.is_symlink() else how
+
+
+def cached_snapshot(hub_id: str) -> Path | None:
+    """The folder of a hub id in the hub's cache, whole or not; None if nothing of it was downloaded."""
+    from huggingface_hub import constants
+
+    place = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
+    ref = place / "refs" / "main"
+    folder = place / "snapshots" / ref.read_text().strip() if ref.is_file() else None
+    return folder if folder and folder.is_dir() else None
+
+
+@contextmanager
+def from_hub(hub_id: str, what: str):
+    """Raise OSError that says what is loaded, its hub id and the remedy, where the hub (whose errors are all OSErrors) refuses within."""
+    try:
+        yield
+    except OSError as error:
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "fetch it with `python -m bpgo preflight PRESET --download`"
+        if isinstance(error, GatedRepoError):
+            remedy = f"it is gated: {LOGIN}, then {remedy}"
+        elif isinstance(error, RepositoryNotFoundError):
+            remedy = f"is its name right? If so, and it is private, `hf auth login`; then {remedy}"
+        raise OSError(f"{what}: {hub_id} is neither in the hub's cache here nor could it be fetched: {remedy} ({first})") from error
 
 
 def read_pt(file: Path) -> dict:

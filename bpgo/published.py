@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from .files import resolve
+from .files import cached_snapshot, check_weights, resolve
 
 FLUX = dict(class_name="FluxPipeline", text=512, transformer=dict(
     num_layers=19, num_single_layers=38, attention_head_dim=128, num_attention_heads=24, in_channels=64, joint_attention_dim=4096,
@@ -166,6 +166,23 @@ def needed(kind: str | None, path: str | None) -> tuple[Files, ...]:
 
 def present(f: Files) -> bool:
     """Whether it is here, whole."""
+    return _named(f) and damage(f) is None
+
+
+def damage(f: Files) -> str | None:
+    """Which file of it is truncated, as far as can be told without reading it all, and the remedy."""
+    try:
+        place = cached_snapshot(f.hub_id) if f.patterns else folder_of(f.hub_id)
+        if place is not None:
+            check_weights(place)
+    except FileNotFoundError:  # it is not here at all
+        return None
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _named(f: Files) -> bool:
     if not f.patterns:
         try:
             place = folder_of(f.hub_id)
@@ -184,7 +201,7 @@ def present(f: Files) -> bool:
 
 def _all_shards(folder: Path) -> bool:
     shards = {name for index in folder.glob("*.index.json") for name in json.loads(index.read_text())["weight_map"].values()}
-    return all((folder / name).exists() for name in shards) and any(folder.glob("*.safetensors"))
+    return all((folder / name).exists() for name in shards) and any(f.exists() for f in folder.glob("*.safetensors"))
 
 
 def pipeline_of(path: str) -> Pipeline | None:
@@ -205,5 +222,8 @@ def weight(kind: str, path: str | None) -> int:
     if place is None:
         return 4 * SCORERS[kind].parameters if kind in SCORERS else 0
     files = [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
-    headers = [entry for file in files if file.suffix == ".safetensors" for entry in tensors(file).values()]
+    try:
+        headers = [entry for file in files if file.suffix == ".safetensors" for entry in tensors(file).values()]
+    except ValueError:  # truncated
+        return 0
     return 4 * sum(math.prod(entry["shape"]) for entry in headers) or sum(file.stat().st_size for file in files)

@@ -4,9 +4,11 @@ And they run, with a tiny checkpoint in place of the published one.
 """
 
 import re
+from functools import partial
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from bpgo.__main__ import main
 from bpgo.analysis import runs
@@ -146,12 +148,14 @@ def test_with_the_tiny_checkpoint_s_name_nothing_is_missing(preset):
 
 
 @pytest.mark.parametrize("preset", REAL)
-def test_with_the_tiny_checkpoint_s_name_it_runs(preset, tmp_path, monkeypatch):
+def test_with_the_tiny_checkpoint_s_name_it_runs(preset, tmp_path, monkeypatch, request):
     """The one-parameter promise, by the command line: bfloat16, LoRA, offloading, tiles and a reward's process as the preset has them.
 
     Beside what `tiny_in_place_of` gives: one short iteration, for time.
     """
     monkeypatch.setenv("BPGO_CACHE", str(tmp_path / "cache"))
+    request.addfinalizer(partial(AcceleratorState._reset_state, True))  # accelerate keeps the first precision that a process trains in
+    AcceleratorState._reset_state(True)
     overrides, words = tiny_in_place_of(preset), tmp_path / "few.jsonl"
     prompts = read_config(preset, overrides).prompts
     words.write_text("".join((SHIPPED / prompts).read_text().splitlines(True)[:2]))

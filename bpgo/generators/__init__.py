@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from inspect import signature
 from pathlib import Path
 
-from ..files import check_safetensors, resolve
+from ..files import cached_snapshot, check_weights, from_hub, resolve
 
 
 def load_generator(path_or_hub_id: str, **options):
@@ -14,7 +15,7 @@ def load_generator(path_or_hub_id: str, **options):
 
     options: dtype, device, height, width (pixels), guidance, max_sequence_length; for Wan also frames, guidance_2, cfg_gradient and
     negative_prompt: see the policies. Raises FileNotFoundError for a folder that is no pipeline, ValueError for damaged weights, a class
-    without a policy, or an option that its policy has not.
+    without a policy, or an option that its policy has not, OSError for a hub id that cannot be fetched.
     """
     from .flux import FluxPolicy
     from .wan import WanPolicy
@@ -25,11 +26,14 @@ def load_generator(path_or_hub_id: str, **options):
         index = place / "model_index.json"
         if not index.is_file():
             raise FileNotFoundError(f"{place} is not a diffusers pipeline: it has no model_index.json")
-        check_safetensors(place)
+        check_weights(place)
     else:
         from huggingface_hub import hf_hub_download
 
-        index = Path(hf_hub_download(place, "model_index.json"))
+        with from_hub(place, "generator"):
+            index = Path(hf_hub_download(place, "model_index.json"))
+        if (folder := cached_snapshot(place)) is not None:
+            check_weights(folder)
     try:
         name = json.loads(index.read_text())["_class_name"]
     except (ValueError, KeyError, TypeError):
@@ -39,4 +43,5 @@ def load_generator(path_or_hub_id: str, **options):
     known = {*signature(policies[name]).parameters, "dtype", "device"} - {"pipeline"}
     if unknown := [option for option in options if option not in known]:
         raise ValueError(f"{path_or_hub_id} is a {name}, which has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    return policies[name].load(place, **options)
+    with from_hub(place, "generator") if isinstance(place, str) else nullcontext():
+        return policies[name].load(place, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import check_safetensors, resolve
+from ..files import cached_snapshot, check_weights, from_hub, resolve
 
 Reward = Callable[[Tensor, list[str]], Tensor]
 
@@ -40,7 +41,7 @@ def load_reward(name: str, path_or_hub_id: str | Path | None = None, device: str
     """A reward by name, with its weights from a folder, a shipped name (`tiny-reward`) or a hub id (None: the published one).
 
     Its values are multiplied by scale. Raises ValueError for an unknown name (with the nearest) or damaged weights, FileNotFoundError for
-    missing ones. The reward it returns raises RewardError when it is given a wrong shape or gives one back, or a value that is not finite.
+    missing ones, OSError for a hub id that cannot be fetched. The reward it returns raises as `checked`.
     """
     if name not in REWARDS:
         near = get_close_matches(name, REWARDS, 1)
@@ -51,10 +52,11 @@ def load_reward(name: str, path_or_hub_id: str | Path | None = None, device: str
     if path_or_hub_id is None and published is None:
         raise FileNotFoundError(f"the reward {name!r} needs a folder of weights: give its path")
     place = resolve(path_or_hub_id or published)
-    if isinstance(place, Path):
-        check_safetensors(place)
+    if (folder := place if isinstance(place, Path) else cached_snapshot(place)) is not None:
+        check_weights(folder)
     load = module if callable(module) else import_module(f".{module}", __package__).load
-    model, score = load(place, **options)
+    with from_hub(place, f"reward {name!r}") if isinstance(place, str) else nullcontext():
+        model, score = load(place, **options)
     model.to(device)
     return partial(checked, score if scale == 1 else lambda pixels, prompts: scale * score(pixels, prompts), name)
 
@@ -86,7 +88,7 @@ def total(rewards: dict[str, Reward]) -> Reward:
 def checked(reward: Reward, name: str, pixels: Tensor, prompts: list[str]) -> Tensor:
     """Call a reward and refuse, with RewardError, anything but B finite numbers. The result is float32 on the pixels' device.
 
-    pixels: (B, 3, H, W) pictures or (B, F, 3, H, W) videos in [0, 1].
+    pixels: (B, 3, H, W) pictures or (B, F, 3, H, W) videos in [0, 1]. Where memory runs out, the error is MemoryError.
     """
     samples = "videos" if pixels.ndim == 5 else "pictures"
     if len(pixels) != len(prompts):
@@ -96,6 +98,8 @@ def checked(reward: Reward, name: str, pixels: Tensor, prompts: list[str]) -> Te
     except RewardError:
         raise
     except Exception as error:  # a reward is anyone's code: whatever it raises, the run must say which reward it was
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):  # the run names its knobs
+            raise MemoryError(f"reward {name!r} (reward.device puts it elsewhere, such as cpu): {error}") from error
         raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
     if values.shape != (len(prompts),):
         raise RewardError(
