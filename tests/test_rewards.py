@@ -138,6 +138,26 @@ def test_a_reward_that_raises_is_named(error):
     assert isinstance(refused.value.__cause__, error)
 
 
+OUT_OF_MEMORY = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore"), MemoryError("no room"),
+                 RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_memory_that_runs_out_in_a_reward_is_told_with_what_to_change(error):
+    """By the trainer, which knows its settings; the reward adds its name and its own setting."""
+    from bpgo.config import read_config
+    from bpgo.start import memory_explained
+
+    def large(pixels, prompts):
+        raise error
+
+    with pytest.raises(MemoryError, match=r"^out of memory: try sampling\.micro_batch below 48, .*gradient_checkpointing=true") as told:
+        with memory_explained(read_config("t2i-tiny")):
+            checked(large, "mine", torch.zeros(1, 3, 8, 8), ["a"])
+    first = str(error).splitlines()[0]
+    assert f"reward 'mine' (reward.device puts it elsewhere, such as cpu): {first})" in str(told.value)
+
+
 def test_an_interrupt_is_no_failure_of_the_reward():
     def interrupted(pixels, prompts):
         raise KeyboardInterrupt

@@ -216,6 +216,16 @@ def test_a_published_file_that_is_not_whole_is_refused(published, published_fold
     assert "ran" not in capsys.readouterr().out
 
 
+def test_both_formats_of_torch_save_load_alike(published, published_folder):
+    zipped = load_reward("video_clip_xl", published_folder)(videos(9), PROMPTS)
+    torch.save(published, published_folder / "VideoCLIP-XL.bin", _use_new_zipfile_serialization=False)
+    assert torch.equal(load_reward("video_clip_xl", published_folder)(videos(9), PROMPTS), zipped)
+    whole = (published_folder / "VideoCLIP-XL.bin").read_bytes()
+    (published_folder / "VideoCLIP-XL.bin").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"VideoCLIP-XL\.bin is damaged.*download it again"):
+        load_reward("video_clip_xl", published_folder)
+
+
 def test_a_hub_id_downloads_the_one_file_and_clip_s_tokenizer(published_folder, tokenizer, monkeypatch):
     import huggingface_hub
     import transformers
@@ -306,6 +316,8 @@ def test_a_video_s_reward_is_its_own_and_float32(folder):
     prompts = [PROMPTS[2], PROMPTS[1], LONG]  # short, longer and cut
     together = reward(pixels, prompts)
     assert (together.shape, together.dtype, together.abs().max() <= 1) == ((3,), torch.float32, True)
+    assert torch.equal(together, reward(pixels, prompts))
+    assert torch.equal(together, load_reward("video_clip_xl", folder)(pixels, prompts))
     alone = torch.cat([reward(pixels[i : i + 1], prompts[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
     assert not torch.allclose(together, reward(pixels, prompts[::-1]), atol=1e-4)

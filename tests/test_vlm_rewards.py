@@ -272,6 +272,16 @@ def test_the_published_form_and_size():
 LORA = "base_model.model.model.layers.1.mlp.up_proj"
 
 
+def test_both_formats_of_torch_save_load_alike(peft, align_copy):
+    file, pixels = align_copy / "checkpoint-11352/model.pth", videos(9, 56, 84)
+    zipped = load_reward("video_align", align_copy)(pixels, PROMPTS)
+    torch.save(published_state(peft), file, _use_new_zipfile_serialization=False)
+    assert torch.equal(load_reward("video_align", align_copy)(pixels, PROMPTS), zipped)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"model\.pth is damaged.*download it again"):
+        load_reward("video_align", align_copy)
+
+
 def test_a_model_pth_that_is_not_whole_is_refused(peft, align_copy, capsys):
     file, state = align_copy / "checkpoint-11352/model.pth", published_state(peft)
     whole = file.read_bytes()

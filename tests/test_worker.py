@@ -1,14 +1,17 @@
 """Rewards in processes of their own, sums of rewards, and what is said when one hangs or dies."""
 
 import os
+import signal
 import time
 
 import pytest
 import torch
 
-from bpgo.config import Reward
+from bpgo.config import Reward, build_config
+from bpgo.files import read_log
 from bpgo.rewards import RewardError, load_reward, load_rewards, submit, total
 from bpgo.rewards.worker import Worker
+from bpgo.trainer import Trainer
 
 PROMPTS = ["a red circle", "a large blue square"]
 
@@ -46,6 +49,28 @@ def test_an_error_of_the_reward_is_raised_here_and_the_process_goes_on(worker, p
     assert worker(pixels, PROMPTS).isfinite().all()
 
 
+def test_memory_that_runs_out_there_is_told_as_that(monkeypatch):
+    """Not as the reward's own failure: the trainer names what to change for a MemoryError."""
+    import bpgo.rewards.worker as elsewhere
+
+    def large(pixels, prompts):
+        raise MemoryError("no room")
+
+    class Pipe:  # what _serve reads, and what it sends
+        sent, asked = [], [(0, torch.zeros(1, 3, 8, 8), ["a"])]
+        send = sent.append
+
+        def recv(self):
+            if not self.asked:
+                raise EOFError
+            return self.asked.pop()
+
+    monkeypatch.setattr(elsewhere, "load_reward", lambda *given: large)
+    elsewhere._serve(Pipe(), "clip", None, "cpu", 1.0)
+    assert Pipe.sent[0] == (None, None)
+    assert [(number, type(error), str(error)) for number, error in Pipe.sent[1:]] == [(0, MemoryError, "no room")]
+
+
 def test_an_error_of_loading_is_raised_here(tmp_path):
     with pytest.raises(FileNotFoundError, match="'nowhere' is no folder"):
         Worker("clip", "nowhere")
@@ -56,7 +81,7 @@ def test_an_error_of_loading_is_raised_here(tmp_path):
 def test_a_reward_that_hangs_is_ended(clip_folder, pixels):
     worker = Worker("clip", str(clip_folder))
     worker.time_limit = 0.2
-    os.kill(worker.process.pid, 19)  # SIGSTOP: it hangs
+    os.kill(worker.process.pid, signal.SIGSTOP)  # it hangs
     began = time.monotonic()
     with pytest.raises(RewardError, match=r"reward 'clip' gave no answer in 0\.2 s and was ended: .* raise its time_limit"):
         worker(pixels, PROMPTS)
@@ -86,10 +111,54 @@ def test_a_sum_is_the_sum_and_its_parts_are_named(clip_folder, image_reward_fold
     rewards["clip-2"].close()
 
 
-def test_a_run_may_train_on_a_sum_that_is_scored_elsewhere(tiny_folder, clip_folder, image_reward_folder, tmp_path):
-    from bpgo.config import build_config
-    from bpgo.trainer import Trainer
+def test_samples_are_scored_while_the_next_are_made(tiny_folder, clip_folder, tmp_path):
+    """Each micro-batch is handed over as soon as it is decoded, and nothing waits for scores before the last is."""
+    config = build_config({"generator": {"path": str(tiny_folder), "height": 16, "width": 16}, "prompts": "given", "groups": 2,
+                           "group_size": 4, "sampling": {"steps": 3, "micro_batch": 2}, "evaluation": {"samples": 1, "steps": 2},
+                           "reward": {"name": "clip", "path": str(clip_folder), "process": True}})  # fmt: skip
+    trainer, order = Trainer(config, tmp_path, prompts=PROMPTS, progress=False), []
+    decode, worker = trainer.policy.decode, trainer.rewards["clip"]
+    submit, answer = worker.submit, worker._answer
 
+    def noted(what, call):
+        return lambda *given: order.append(what) or call(*given)
+
+    trainer.policy.decode, worker.submit = noted("decode", decode), noted("submit", submit)
+    worker._answer = noted("answer", answer)
+    trainer.step()
+    assert order == ["decode", "submit"] * 4 + ["answer"] * 4
+    worker.close()
+
+
+def test_a_run_whose_reward_hangs_ends_and_keeps_its_state(tiny_folder, clip_folder, tmp_path, monkeypatch, capsys):
+    """`python -m bpgo train` with a reward that stops in the second iteration: exit code 2 and the remedy; the same command goes on."""
+    from bpgo.__main__ import main
+
+    submit, calls = Worker.submit, []
+
+    def stopping(worker, *given):
+        calls.append(worker)
+        if len(calls) == 5:  # after the trial, two of the evaluation before training, and one of the first iteration
+            worker.time_limit = 0.5  # a new process takes longer to begin
+            os.kill(worker.process.pid, signal.SIGSTOP)
+        return submit(worker, *given)
+
+    monkeypatch.setattr(Worker, "submit", stopping)
+    (tmp_path / "words.txt").write_text("\n".join(PROMPTS))
+    size = [f"generator.path={tiny_folder}", "generator.height=16", "generator.width=16", "sampling.steps=3", "evaluation.steps=2"]
+    few = ["groups=2", "group_size=2", "optimiser.updates=1", "iterations=3", f"prompts={tmp_path / 'words.txt'}"]
+    reward = [f"reward.path={clip_folder}", "reward.process=true"]
+    alone = ["evaluation.prompts=null", "evaluation.held_out=null", "evaluation.oracle=false"]
+    command = ["train", "t2i-tiny", "--output", str(tmp_path / "run"), *size, *few, *reward, *alone]
+    assert main(command) == 2
+    assert "bpgo train: reward 'clip' gave no answer in 0.5 s and was ended" in capsys.readouterr().err
+    assert not calls[-1].process.is_alive()
+    assert [place.name for place in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-000001"]
+    assert main(command) == 0
+    assert [row["iteration"] for row in read_log(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_run_may_train_on_a_sum_that_is_scored_elsewhere(tiny_folder, clip_folder, image_reward_folder, tmp_path):
     parts = [{"name": "clip", "path": str(clip_folder), "scale": 0.5, "process": True}]
     parts += [{"name": "image_reward", "path": str(image_reward_folder)}]
     tree = {"generator": {"path": str(tiny_folder), "height": 16, "width": 16}, "prompts": "given", "groups": 2, "group_size": 2,

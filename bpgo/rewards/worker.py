@@ -14,8 +14,8 @@ from . import Reward, RewardError, load_reward
 class Worker:
     """`load_reward` with these arguments, elsewhere. Called it is a reward; `submit` does not wait for the scores.
 
-    time_limit: seconds for one call; a process that takes longer is ended. Raises what `load_reward` raises; later RewardError, also if the
-    process dies. Samples travel in shared memory (in a container, mind its --shm-size).
+    time_limit: seconds for one call; a process that takes longer is ended. Raises what `load_reward` raises; later as `checked`, and
+    RewardError if the process dies. Samples travel in shared memory (in a container, mind its --shm-size).
     """
 
     def __init__(self, name: str, path: str | None, device: str = "cpu", scale: float = 1.0, time_limit: float = 600.0):
@@ -89,4 +89,5 @@ def _serve(pipe, name: str, path: str | None, device: str, scale: float) -> None
         try:
             pipe.send((number, reward(pixels, prompts)))
         except Exception as error:
-            pipe.send((number, error if isinstance(error, RewardError) else RewardError(f"{type(error).__name__}: {error}")))
+            known = isinstance(error, (RewardError, MemoryError))
+            pipe.send((number, error if known else RewardError(f"{type(error).__name__}: {error}")))
