@@ -3,7 +3,8 @@
 Stages of the picture world, in order: `autoencoder`, `flux` and `refine` (once for each further pass) make the pipeline tiny-flux,
 `reward` the CLIP-type training reward, `held_out` an ImageReward-type model that no policy is trained on, `prompts` the graded prompt
 files. Of the world of clips: `video_autoencoder`, `video_reward`, `video_held_out`, `video_decoder` (the autoencoder's decoder, trained
-on), `wan`, `wan_image` and `video_prompts`. All from fixed seeds. A generator's captions are partly wrong (each named attribute replaced
+on), `wan`, `wan_image` and `video_prompts`. Of the world of digits, only if asked for: `digits`, or its stages one by one (see
+bpgo/digits/pretrain.py). All from fixed seeds. A generator's captions are partly wrong (each named attribute replaced
 with probability WRONG), so the SFT model has something left to learn. Weights are stored in half precision; the figures of each card
 are measured on what was stored.
 """
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from ..digits.pretrain import STAGES as DIGITS
+from ..digits.pretrain import write_digit_prompts
 from ..files import write_atomic
 from . import clip_captions
 from .captions import graded_prompts
@@ -35,9 +38,10 @@ def pretrain(stages: list[str], output: Path, scale: float = 1.0) -> None:
            "video_reward": train_video_reward, "video_held_out": train_video_held_out, "video_decoder": train_video_decoder,
            "wan": train_text_to_video, "wan_image": train_image_to_video, "video_prompts": write_video_prompts}  # fmt: skip
     whole = [stage for name in run for stage in [name] * (len(PASSES) - 1 if name == "refine" else 1)]
-    for stage in stages or whole:
+    run |= DIGITS
+    for stage in [part for name in stages or whole for part in (DIGITS if name == "digits" else [name])]:
         if stage not in run:
-            raise ValueError(f"unknown stage {stage!r}; stages are {', '.join(run)}")
+            raise ValueError(f"unknown stage {stage!r}; stages are {', '.join([*run, 'digits'])}")
         torch.manual_seed(SEEDS.get(stage, SEEDS["flux"]))
         run[stage](Path(output), scale)
 
@@ -49,6 +53,7 @@ def write_prompts(output: Path, _: float) -> None:
     for name, n, seed, specified in (("train", 1024, SEEDS["prompts"], 0.75), ("evaluation", 96, SEEDS["prompts"] + 1, 0.5)):
         rows = graded_prompts(n, seed, specified=specified)
         write_atomic(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_digit_prompts(folder)
 
 
 def write_video_prompts(output: Path, _: float) -> None:

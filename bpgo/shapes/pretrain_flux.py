@@ -105,21 +105,13 @@ def fit_flux(pipeline, output: Path, done: int, scale: float) -> None:
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     policy = FluxPolicy(pipeline, height=32, width=32, guidance=GUIDANCE)
     vae, scenes = pipeline.vae, sample_scenes(size(24000, scale), generator)
-    with torch.no_grad():
-        latents = torch.cat([vae.encode(x * 2 - 1).latent_dist.mode() for x in sample_pictures(scenes, generator).split(128)])
-    latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    latents = latents_of(vae, sample_pictures(scenes, generator))
     captions = [[sample_caption(mislabelled(s, rng), rng) for _ in range(4)] for s in scenes]
     index = batches(len(latents), now.batch, generator)
 
     def loss() -> Tensor:
         chosen = next(index)
-        data = latents[chosen]
-        noise = torch.randn(data.shape, generator=generator)
-        u = torch.rand(len(data), generator=generator)
-        sigma = now.shift * u / (1 + (now.shift - 1) * u)
-        cond = policy.embed([captions[i][rng.randrange(4)] for i in chosen.tolist()])
-        s = sigma[:, None, None, None]
-        return F.mse_loss(policy.velocity((1 - s) * data + s * noise, sigma, cond), noise - data)
+        return flow_loss(policy, latents[chosen], [captions[i][rng.randrange(4)] for i in chosen.tolist()], now.shift, generator)
 
     trained = [pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2]
     parameters = [p for m in trained for p in m.requires_grad_(True).parameters()]
@@ -135,6 +127,22 @@ def fit_flux(pipeline, output: Path, done: int, scale: float) -> None:
     for module in (*trained, vae):
         module.half()
     store(output / "tiny-flux", pipeline.save_pretrained, facts)
+
+
+@torch.no_grad()
+def latents_of(vae, pictures: Tensor) -> Tensor:
+    """(B, 4, 8, 8) latents of (B, 3, 32, 32) pictures in [0, 1], at unit variance."""
+    latents = torch.cat([vae.encode(x * 2 - 1).latent_dist.mode() for x in pictures.split(128)])
+    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def flow_loss(policy, data: Tensor, captions: list[str], shift: float, generator: torch.Generator) -> Tensor:
+    """Squared error of the velocity of (B, 4, 8, 8) latents, each at a random sigma, which leans to noise where shift is above 1."""
+    noise = torch.randn(data.shape, generator=generator)
+    u = torch.rand(len(data), generator=generator)
+    sigma = shift * u / (1 + (shift - 1) * u)
+    s = sigma[:, None, None, None]
+    return F.mse_loss(policy.velocity((1 - s) * data + s * noise, sigma, policy.embed(captions)), noise - data)
 
 
 def measure_generator(policy) -> dict[str, float]:

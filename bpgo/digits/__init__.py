@@ -1,0 +1,1 @@
+"""A second embedded world, of real pictures: handwritten digits, whose ambiguity is natural."""
