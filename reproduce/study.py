@@ -84,7 +84,7 @@ def configure(preset, settings):
 def trainer(row):
     """The trainer of a run.
 
-    mix: share of ambiguous prompts among 320 training prompts. rule: how advantages are made, of `WEIGHINGS`. corruption, level: what is
+    mix: share of ambiguous prompts among `MIXED` training prompts. rule: how advantages are made, of `WEIGHINGS`. corruption, level: what is
     done to the reward in training, of `corruptions.CORRUPTIONS`; measures stay as they are.
     """
     import torch
@@ -198,13 +198,14 @@ def main(words=None):
     parser.add_argument("verb", nargs="?", default="all", choices=["all", "list", "run", "tables"], metavar="list | run | tables")
     parser.add_argument("names", nargs="*", help="runs (of run), or experiments (else): all by default")
     parser.add_argument("--plan", default=HERE / "study.yaml", help="another table of runs")
+    parser.add_argument("--root", type=Path, default=HERE.parent, help="the folder that gets reproduce/results and runs")
     parser.add_argument("--cores", default="all", help="how many runs at a time (%(default)s)")
     parser.add_argument("--cluster", type=Path, help="a folder with Snakemake's settings for a cluster, such as reproduce/slurm")
     parser.add_argument("--renew", action="store_true", help="run again what other code has made")
     options = parser.parse_args(words)
     options.cluster = options.cluster and options.cluster.resolve()
     options.plan = Path(options.plan).resolve()
-    os.chdir(HERE.parent)
+    os.chdir(options.root)
     try:
         rows = table(options.plan)
         known = {row["run" if options.verb == "run" else "experiment"] for row in rows}

@@ -15,7 +15,7 @@ from bpgo.rollout import seed_of
 from bpgo.shapes import clip_oracle, oracle
 from bpgo.trainer import Trainer
 
-MIXED = 320  # prompts of a mix
+MIXED = 200  # prompts of a mix
 MIDDLE, SPREAD = 0.57, 0.08  # mean and standard deviation of the tiny rewards, of which corruptions are multiples
 
 

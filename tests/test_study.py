@@ -1,0 +1,215 @@
+"""The study's engine: one table of runs, rewards corrupted as they say, trust from the truth, and no number lost to a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import study
+import study_trainer
+import torch
+
+from bpgo.shapes import clip_oracle, oracle
+from bpgo.shapes.captions import parse
+from bpgo.shapes.clips import Clip, draw_clips
+from bpgo.shapes.scenes import Scene, Thing, all_scenes, draw
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = """\
+tasks:
+  t2i: {preset: t2i-tiny, settings: {iterations: 2, evaluation.every: 1, groups: 2, group_size: 4, sampling.steps: 3, evaluation.steps: 2,
+                                     evaluation.samples: 8, checkpoint_every: 1}}
+experiments:
+  first: {tasks: [t2i], seeds: [0], arms: {ceiling: {rule: ceiling}, noisy: {corruption: noise, rule: raw}}}
+  second: {tasks: [t2i], seeds: [0, 1], grid: {mix: [0.5], rule: [ceiling, none]}}
+"""
+
+
+# ------------------------------------------------------------------------------------------------------ the table of runs
+
+
+def test_the_table_of_runs_is_the_plans():
+    rows = study.table()
+    said = (ROOT / "reproduce" / "PLAN.md").read_text()
+    for experiment in {row["experiment"] for row in rows}:
+        assert experiment in said or f"{experiment.partition('_')[0]}_*" in said, experiment
+    seeds = {row["task"]: {r["seed"] for r in rows if r["experiment"] == "ablation" and r["task"] == row["task"]} for row in rows}
+    assert all(len(found) >= 5 for found in seeds.values()) and seeds.keys() == {"t2i", "t2v", "i2v"}
+    assert all(row["seed"] != 100 for row in rows)  # the pilots' seed
+
+
+def test_experiments_that_need_the_same_run_share_it():
+    rows = study.table()
+    run = {(row["experiment"], row["arm"], row["seed"]): row["run"] for row in rows if row["task"] == "t2i"}
+    assert run["ablation", "bpgo", 0] == run["priors_t2i", "running_mean", 0] == run["alpha_kappa", "alpha=0.5 kappa=1.0", 0]
+    assert run["ablation", "bpgo", 0] == run["lambda_beta", "lam=5.0 beta=0.5", 0] != run["ablation", "bpgo", 1]
+    given = {}
+    for row in rows:  # and no two that differ do
+        config = study.configure(row["preset"], {k: v for k, v in row["settings"].items() if k not in study.OURS})
+        ours = {k: v for k, v in row["settings"].items() if k in study.OURS and v not in (None, "none")}
+        assert given.setdefault(row["run"], (config, ours)) == (config, ours)
+
+
+@pytest.mark.parametrize(("text", "says"), [("tasks: [t2x]", "unknown task 't2x': did you mean 't2i'?"), ("seed: [0]", "mean 'seeds'?")])
+def test_a_wrong_plan_is_refused_before_anything_runs(text, says, tmp_path, capsys, monkeypatch):
+    plan = tmp_path / "plan.yaml"
+    key = text.partition(":")[0]
+    line = ", ".join([text, *(part for part in ("tasks: [t2i]", "seeds: [0]", "arms: {a: {}}") if not part.startswith(f"{key}:"))])
+    plan.write_text(f"tasks: {{t2i: {{preset: t2i-tiny, settings: {{}}}}}}\nexperiments: {{a: {{{line}}}}}\n")
+    monkeypatch.chdir(tmp_path)
+    assert study.main(["list", "--plan", str(plan), "--root", str(tmp_path)]) == 2
+    assert says in capsys.readouterr().err
+    assert study.main(["list", "ablatoin", "--root", str(tmp_path)]) == 2
+    assert "did you mean 'ablation'?" in capsys.readouterr().err
+
+
+def test_comments_and_docstrings_do_not_make_results_old(tmp_path, monkeypatch):
+    def digest(text):
+        (tmp_path / "bpgo").mkdir(exist_ok=True)
+        (tmp_path / "bpgo" / "objective.py").write_text(text)
+        return study.code_digest()
+
+    (tmp_path / "reproduce").mkdir()
+    (tmp_path / "reproduce" / "study_trainer.py").write_text("")
+    monkeypatch.setattr(study, "HERE", tmp_path / "reproduce")
+    plain = digest('def f(x):\n    """One."""\n    return x\n')
+    assert digest('def f(x):\n    """Another."""\n    return x  # said\n') == plain != digest("def f(x):\n    return 2 * x\n")
+
+
+# ------------------------------------------------------------------------------------------------------------- the truth
+
+
+def test_the_finer_truth_counts_the_attributes_that_are_right():
+    scene = Scene((Thing("circle", "red", "small", "left"),))
+    picture = draw([scene], torch.zeros(1, 2, 2)).expand(6, -1, -1, -1)
+    said = ["a small red circle on the left", "a small red square on the left", "a large blue circle", "a shape",
+            "a red circle above a blue box", "a green thing"]  # fmt: skip
+    assert oracle.share_right(picture, said).tolist() == pytest.approx([1, 3 / 4, 1 / 3, 1, 0, 0])
+    pictures = draw(all_scenes(1)[::17], torch.zeros(len(all_scenes(1)[::17]), 2, 2))
+    for prompt in said:
+        right = oracle.accuracy(pictures, [prompt] * len(pictures)) == 1
+        assert torch.equal(oracle.share_right(pictures, [prompt] * len(pictures)) == 1, right)
+    assert oracle.share_right(torch.full((1, 3, 32, 32), 0.5), ["a shape"]).tolist() == [0.0]
+
+
+def test_so_does_that_of_clips():
+    videos = draw_clips([Clip("square", "blue", "left", "fast")], torch.zeros(1, 2))
+    said = {"a blue square moves left fast": 1, "a red square moves left fast": 3 / 4, "a red circle does not move": 0,
+            "a blue thing is in motion": 1, "a red thing is in motion": 1 / 2}  # fmt: skip
+    for prompt, share in said.items():
+        assert clip_oracle.share_right(videos, [prompt]).tolist() == pytest.approx([share]), prompt
+
+
+# ---------------------------------------------------------------------------------------------------- corrupted rewards
+
+
+@pytest.fixture(scope="module")
+def scored():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(4000, 3, 2, 2, generator=generator)
+    return study_trainer.MIDDLE + study_trainer.SPREAD * torch.randn(4000, generator=generator), pixels, [i % 2 == 0 for i in range(4000)]
+
+
+@pytest.mark.parametrize("name", study_trainer.CORRUPTIONS)
+def test_a_corruption_is_a_function_of_the_sample(name, scored):
+    """So a resumed run, another micro-batch and another order see the same reward."""
+    values, pixels, ambiguous = scored
+    corrupt = study_trainer.CORRUPTIONS[name]
+    whole = corrupt(values[:64], pixels[:64], ambiguous[:64], 2.0)
+    assert whole.isfinite().all() and not torch.equal(whole, values[:64])
+    turned = corrupt(values[:64].flip(0), pixels[:64].flip(0), ambiguous[:64][::-1], 2.0).flip(0)
+    alone = torch.cat([corrupt(values[i : i + 1], pixels[i : i + 1], ambiguous[i : i + 1], 2.0) for i in range(64)])
+    torch.testing.assert_close(turned, whole, rtol=0, atol=0)
+    torch.testing.assert_close(alone, whole, rtol=0, atol=0)
+
+
+def test_corruptions_are_what_their_names_say(scored):
+    values, pixels, ambiguous = scored
+    spread, middle, open_ones = study_trainer.SPREAD, study_trainer.MIDDLE, torch.tensor(ambiguous)
+    found = {name: corrupt(values, pixels, ambiguous, 2.0) for name, corrupt in study_trainer.CORRUPTIONS.items()}
+    added = {name: (after - values) / spread for name, after in found.items()}
+    assert added["noise"].std().item() == pytest.approx(2, rel=0.05) and added["noise"].mean().item() == pytest.approx(0, abs=0.1)
+    assert torch.equal(found["noise_ambiguous"][~open_ones], values[~open_ones])
+    assert added["noise_ambiguous"][open_ones].std().item() == pytest.approx(2, rel=0.05)
+    tails = added["heavy_tails"].abs() / 0.5  # |Cauchy| has its median at 1
+    assert tails.median().item() == pytest.approx(1, rel=0.1) and tails.max() > 30
+    turned = found["flipped"] != values
+    assert turned.float().mean().item() == pytest.approx(0.2, abs=0.02)
+    torch.testing.assert_close(found["flipped"][turned], 2 * middle - values[turned])
+    torch.testing.assert_close(found["stretched"], middle + 10 * (values - middle))
+    torch.testing.assert_close(found["shifted"], values - 4)
+    torch.testing.assert_close(found["saturated"], values.clamp(max=middle))
+    red, green = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
+    red[:, 0], green[:, 1] = 1.0, 1.0
+    likes = study_trainer.CORRUPTIONS["biased"]
+    assert likes(values[:1], red, [False], 2.0) > values[:1] and torch.equal(likes(values[:1], green, [False], 2.0), values[:1])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75])
+def test_a_mix_has_the_share_it_says(share):
+    prompts = study_trainer.mixed("prompts/train.jsonl", share)
+    left_open = [any(v is None for v in parse(p).attributes.values()) for p in prompts]
+    assert len(prompts) == study_trainer.MIXED and np.mean(left_open) == share
+
+
+# -------------------------------------------------------------------------------------------------------- all the runs
+
+
+def start(root, *words):
+    (root / "plan.yaml").write_text(SMALL)
+    command = [sys.executable, ROOT / "reproduce" / "study.py", "all", "--plan", root / "plan.yaml", "--root", root, *words]
+    return subprocess.Popen(list(map(str, command)), env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
+
+
+def results(root):
+    folder = root / "reproduce" / "results" / "study"
+    records = [json.loads(place.read_text()) for place in sorted((folder / "runs").glob("*.json"))]
+    for record in records:
+        record.pop("seconds")
+    return (folder / "table.csv").read_text(), (folder / "runs.csv").read_text(), records
+
+
+@pytest.mark.slow
+def test_a_study_killed_three_times_ends_as_the_undisturbed_one(tmp_path):
+    """SIGKILL to the driver and all that it started, whatever they do at that moment; then the same command, without flags."""
+    calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
+    for folder in (calm, disturbed):
+        folder.mkdir()
+    process = start(calm)
+    assert "4 of 4 runs are there" in process.communicate()[0] and process.returncode == 0
+    for seconds in (12, 20, 28):
+        process = start(disturbed)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    process = start(disturbed)
+    assert "4 of 4 runs are there" in process.communicate()[0] and process.returncode == 0
+    assert results(disturbed) == results(calm)
+    table, _, records = results(calm)
+    assert table.count("\n") == 1 + 4 * 3 and {len(record["groups"]) for record in records} == {3}
+    for record in records:
+        if record["settings"].get("rule") == "ceiling":
+            assert 0.5 <= min(record["curves"]["weight_min"]) and max(record["curves"]["weight_max"]) <= 1.5
+
+
+def test_a_run_by_itself_leaves_its_record(tmp_path, monkeypatch):
+    """A ceiling run: weights 1 + alpha times agreement; groups measured against the truth before, between and after."""
+    (tmp_path / "plan.yaml").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    row = next(row for row in study.table(tmp_path / "plan.yaml") if row["arm"] == "ceiling")
+    assert study.main(["run", row["run"], "--plan", "plan.yaml", "--root", str(tmp_path)]) == 0
+    assert study.main(["tables", "--plan", "plan.yaml", "--root", str(tmp_path)]) == 0
+    table, listed, [record] = results(tmp_path)
+    assert record["run"] == row["run"] and record["code"]["digest"] == study.code_digest()
+    assert record["settings"]["rule"] == "ceiling" and row["run"] in listed and table.count("\n") == 1 + 3
+    assert list(record["groups"]) == ["0", "1", "2"] and len(record["groups"]["0"]["agreement"]) == 96
+    for kept in (record["curves"], record["groups"]["2"]):
+        assert all(v is None or np.isfinite(v) for values in kept.values() for v in values)
+    assert 0.5 <= min(record["curves"]["weight_min"]) <= max(record["curves"]["weight_max"]) <= 1.5
+    assert not (tmp_path / "runs" / "study" / row["run"]).exists()  # only what the record needs is kept
