@@ -232,8 +232,8 @@ def main(words=None):
                 for place in records.values():
                     if place.exists() and json.loads(place.read_text())["code"]["digest"] != now:
                         place.unlink()
-            for experiment in dict.fromkeys(row["experiment"] for row in chosen):  # in the plan's order
-                snakemake([row for row in chosen if row["experiment"] == experiment], lock, options)
+            for _, part in itertools.groupby(chosen, key=lambda row: (row["experiment"], row["task"])):  # in the plan's order
+                snakemake(list(part), lock, options)
     there, other = write_tables(rows)
     print(f"{there} of {len({row['run'] for row in rows})} runs are there" + (f", {other} of them made by other code" if other else ""))
     missing = [name for name, place in records.items() if not place.exists()] if options.verb == "all" else []
