@@ -102,7 +102,7 @@ def trainer(row):
 
 def run(row):
     """Train, measure, write the record, and drop what the record does not need."""
-    from study_trainer import by_group
+    from study_trainer import by_group, opened
 
     print(f"{row['run']}: {json.dumps(row['settings'])}", flush=True)
     started = time.perf_counter()
@@ -112,6 +112,9 @@ def run(row):
     metrics = read_log(work.output / "metrics.jsonl")
     scores = {entry["iteration"]: entry.pop("scores") for entry in evaluations}
     last = scores[evaluations[-1]["iteration"]]
+    specified = [not left_open for left_open in opened(work)]
+    for entry in evaluations:
+        entry["accuracy_specified"] = _mean([_mean(row) for row, s in zip(scores[entry["iteration"]]["accuracy"], specified, strict=True) if s])
     timing = [line["seconds"] for line in read_log(work.output / "timing.jsonl")]
     record = {
         "run": row["run"], "task": row["task"], "seed": row["seed"],

@@ -137,6 +137,12 @@ def graded(file):
     return found | {key_of(p): found[str(p)] for p in read_prompts(file)}
 
 
+def opened(trainer):
+    """For each evaluation prompt of a run, whether it leaves anything open."""
+    found = graded(trainer.config.evaluation.prompts)
+    return [found[key_of(p)] for p in trainer.evaluation_prompts]
+
+
 def mixed(file, share):
     """The first MIXED prompts of a graded file, with this share of ambiguous ones."""
     open_ones, prompts = graded(file), list(dict.fromkeys(read_prompts(file)))

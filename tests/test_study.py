@@ -208,6 +208,7 @@ def test_a_run_by_itself_leaves_its_record(tmp_path, monkeypatch):
     table, listed, [record] = results(tmp_path)
     assert record["run"] == row["run"] and record["code"]["digest"] == study.code_digest()
     assert record["settings"]["rule"] == "ceiling" and row["run"] in listed and table.count("\n") == 1 + 3
+    assert [0 <= entry["accuracy_specified"] <= 1 for entry in record["evaluations"]] == [True] * 3
     assert list(record["groups"]) == ["0", "1", "2"] and len(record["groups"]["0"]["agreement"]) == 96
     for kept in (record["curves"], record["groups"]["2"]):
         assert all(v is None or np.isfinite(v) for values in kept.values() for v in values)
