@@ -9,7 +9,6 @@ row for each run and evaluation, with its settings and the version of the code. 
 """
 
 import argparse
-import ast
 import csv
 import hashlib
 import io
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import yaml
 
+from bpgo.analysis.evidence import code_digest
 from bpgo.config import read_config, to_dict
 from bpgo.files import read_log, write_atomic
 from bpgo.records import code_version
@@ -32,7 +32,6 @@ from notebooks import RequestError, locked, nearest
 HERE = Path(__file__).resolve().parent
 RESULTS, WORK = Path("reproduce/results/study"), Path("runs/study")
 OURS = {"mix", "rule", "corruption", "level"}  # settings of the study itself, see `trainer`
-APART = {"analysis", "preflight.py", "memory.py", "published.py", "card.py", "bench.py", "records.py", "__main__.py"}  # move no number
 ENOUGH = 8  # samples of a prompt from which its group is looked at by itself
 CURVES = ("reward", "reward_std", "prior", "k", "weight_mean", "weight_min", "weight_max", "rank_inversions", "zero_variance_groups",
           "effective_sample_size", "grad_norm", "clip_up", "clip_down")  # fmt: skip
@@ -84,8 +83,8 @@ def configure(preset, settings):
 def trainer(row):
     """The trainer of a run.
 
-    mix: share of ambiguous prompts among `MIXED` training prompts. rule: how advantages are made, of `WEIGHINGS`. corruption, level: what is
-    done to the reward in training, of `corruptions.CORRUPTIONS`; measures stay as they are.
+    mix: share of ambiguous prompts among `MIXED` training prompts. rule: how advantages are made, of `RULES`. corruption, level: what is
+    done to the reward in training, of `CORRUPTIONS`; measures stay as they are. (All of study_trainer.py.)
     """
     import torch
     from study_trainer import StudyTrainer, mixed
@@ -114,7 +113,8 @@ def run(row):
     last = scores[evaluations[-1]["iteration"]]
     specified = [not left_open for left_open in opened(work)]
     for entry in evaluations:
-        entry["accuracy_specified"] = _mean([_mean(row) for row, s in zip(scores[entry["iteration"]]["accuracy"], specified, strict=True) if s])
+        right = scores[entry["iteration"]]["accuracy"]
+        entry["accuracy_specified"] = _mean([_mean(row) for row, clear in zip(right, specified, strict=True) if clear])
     timing = [line["seconds"] for line in read_log(work.output / "timing.jsonl")]
     record = {
         "run": row["run"], "task": row["task"], "seed": row["seed"],
@@ -138,22 +138,6 @@ def _short(value):
 def _mean(values):
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known else None
-
-
-def code_digest():
-    """A digest of what a run's numbers depend on: the code, without comments and docstrings, the presets and the checkpoints."""
-    digest, root = hashlib.sha256(), HERE.parent
-    files = [p for p in sorted((root / "bpgo").rglob("*")) if p.is_file() and not APART & set(p.relative_to(root / "bpgo").parts)]
-    for path in [*files, *sorted((HERE / "presets").glob("*-tiny.yaml")), HERE / "study_trainer.py"]:
-        if path.suffix == ".py":
-            tree = ast.parse(path.read_text())
-            for node in ast.walk(tree):
-                if isinstance(getattr(node, "body", None), list):
-                    node.body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-            digest.update(ast.dump(tree).encode())
-        elif path.suffix in (".safetensors", ".jsonl", ".yaml"):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 # ----------------------------------------------------------------------------------------------------------- all the runs

@@ -14,6 +14,7 @@ import study
 import study_trainer
 import torch
 
+from bpgo.analysis import evidence
 from bpgo.shapes import clip_oracle, oracle
 from bpgo.shapes.captions import parse
 from bpgo.shapes.clips import Clip, draw_clips
@@ -68,15 +69,14 @@ def test_a_wrong_plan_is_refused_before_anything_runs(text, says, tmp_path, caps
     assert "did you mean 'ablation'?" in capsys.readouterr().err
 
 
-def test_comments_and_docstrings_do_not_make_results_old(tmp_path, monkeypatch):
+def test_comments_and_docstrings_do_not_make_results_old(tmp_path):
     def digest(text):
-        (tmp_path / "bpgo").mkdir(exist_ok=True)
         (tmp_path / "bpgo" / "objective.py").write_text(text)
-        return study.code_digest()
+        return evidence.code_digest(tmp_path)
 
-    (tmp_path / "reproduce").mkdir()
+    for folder in ("bpgo", "reproduce"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "reproduce" / "study_trainer.py").write_text("")
-    monkeypatch.setattr(study, "HERE", tmp_path / "reproduce")
     plain = digest('def f(x):\n    """One."""\n    return x\n')
     assert digest('def f(x):\n    """Another."""\n    return x  # said\n') == plain != digest("def f(x):\n    return 2 * x\n")
 
@@ -206,7 +206,7 @@ def test_a_run_by_itself_leaves_its_record(tmp_path, monkeypatch):
     assert study.main(["run", row["run"], "--plan", "plan.yaml", "--root", str(tmp_path)]) == 0
     assert study.main(["tables", "--plan", "plan.yaml", "--root", str(tmp_path)]) == 0
     table, listed, [record] = results(tmp_path)
-    assert record["run"] == row["run"] and record["code"]["digest"] == study.code_digest()
+    assert record["run"] == row["run"] and record["code"]["digest"] == evidence.code_digest()
     assert record["settings"]["rule"] == "ceiling" and row["run"] in listed and table.count("\n") == 1 + 3
     assert [0 <= entry["accuracy_specified"] <= 1 for entry in record["evaluations"]] == [True] * 3
     assert list(record["groups"]) == ["0", "1", "2"] and len(record["groups"]["0"]["agreement"]) == 96
@@ -214,3 +214,30 @@ def test_a_run_by_itself_leaves_its_record(tmp_path, monkeypatch):
         assert all(v is None or np.isfinite(v) for values in kept.values() for v in values)
     assert 0.5 <= min(record["curves"]["weight_min"]) <= max(record["curves"]["weight_max"]) <= 1.5
     assert not (tmp_path / "runs" / "study" / row["run"]).exists()  # only what the record needs is kept
+
+
+# ------------------------------------------------------------------------------------------------------------- evidence
+
+
+def test_evidence_pairs_by_seed_and_says_what_is_missing(tmp_path):
+    (tmp_path / "runs").mkdir()
+    lines, values = ["experiment,task,arm,seed,run"], {"grpo": [0.1, 0.2, 0.6], "bpgo": [0.3, None, 0.7]}
+    for arm, found in values.items():
+        for seed, value in enumerate(found):
+            lines.append(f"a,t2i,{arm},{seed},{arm}-{seed}")
+            if value is not None:
+                record = {"task": "t2i", "code": {"digest": "old"}, "curves": {"reward": [0.0, value]},
+                          "evaluations": [{"x": 0.05}, {"x": value}]}  # fmt: skip
+                (tmp_path / "runs" / f"{arm}-{seed}.json").write_text(json.dumps(record))
+    (tmp_path / "runs.csv").write_text("\n".join(lines))
+    plan, records = evidence.read(tmp_path)
+    assert evidence.state(plan, records).startswith("5 of 6 planned runs are recorded; 5 of them by other code")
+    table = evidence.final(plan, records, "a", "t2i", "x")
+    assert list(table) == ["grpo", "bpgo"] and table["bpgo"].isna().tolist() == [False, True, False]
+    found = evidence.compare(table, "grpo")
+    assert found.loc["bpgo", "n"] == 2 and found.loc["bpgo", "- grpo"] == pytest.approx(0.15)  # of seeds 0 and 2
+    assert np.isnan(found.loc["grpo", "p"]) and evidence.before(records, "t2i", "x") == 0.05
+    assert evidence.curves(plan, records, "a", "t2i", "reward")["bpgo"].tolist() == [[0.0, 0.3], [0.0, 0.7]]
+    assert evidence.final(plan, records, "a", "t2i", "y").isna().all(axis=None)
+    with pytest.raises(FileNotFoundError, match="run `make study`"):
+        evidence.read(tmp_path / "none")

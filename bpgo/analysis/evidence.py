@@ -1,0 +1,96 @@
+"""The study's records as tables: which runs there are, what they measured, and how arms compare, paired by seed.
+
+Records are made by `make study` from the table of runs in reproduce/study.yaml and lie in reproduce/results/study. What is missing is left
+out and counted: every table says from how many seeds a number is.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..records import CHECKOUT
+from .statistics import bootstrap_mean, holm, paired
+
+RESULTS = CHECKOUT / "reproduce" / "results" / "study"
+APART = {"analysis", "preflight.py", "memory.py", "published.py", "card.py", "bench.py", "records.py", "__main__.py"}  # move no number
+
+
+def read(folder: str | Path = "") -> tuple[pd.DataFrame, dict[str, dict]]:
+    """The plan (a row a planned run: experiment, task, arm, seed, run) and the records there are, by run. folder: another place of results.
+
+    Raises FileNotFoundError where nothing was ever run.
+    """
+    folder = Path(folder or RESULTS)
+    if not (folder / "runs.csv").is_file():
+        raise FileNotFoundError(f"{folder} holds no results of the study: run `make study`")
+    plan = pd.read_csv(folder / "runs.csv")
+    places = {run: folder / "runs" / f"{run}.json" for run in plan["run"].unique()}
+    return plan, {run: json.loads(place.read_text()) for run, place in places.items() if place.is_file()}
+
+
+def state(plan: pd.DataFrame, records: dict[str, dict]) -> str:
+    """One line: how many of the planned runs are recorded, and how many of those were made by other code than this."""
+    now = code_digest()
+    other = sum(record["code"]["digest"] != now for record in records.values())
+    told = f"{len(records)} of {plan['run'].nunique()} planned runs are recorded"
+    return told + (f"; {other} of them by other code than this: `make study ARGS=--renew` runs them again" if other else "")
+
+
+def final(plan: pd.DataFrame, records: dict, experiment: str, task: str, measure: str) -> pd.DataFrame:
+    """A measure at the end of training: a row a seed, a column an arm, NaN where there is no record (or no such measure)."""
+    rows = plan[(plan["experiment"] == experiment) & (plan["task"] == task)]
+    values = [records[run]["evaluations"][-1].get(measure) if run in records else None for run in rows["run"]]
+    table = rows.assign(value=pd.to_numeric(values)).pivot(index="seed", columns="arm", values="value")
+    return table[list(dict.fromkeys(rows["arm"]))]
+
+
+def curves(plan: pd.DataFrame, records: dict, experiment: str, task: str, name: str) -> dict[str, np.ndarray]:
+    """What each iteration of training logged: arm -> (seeds, iterations), of the seeds there are."""
+    rows = plan[(plan["experiment"] == experiment) & (plan["task"] == task)]
+    found: dict[str, list] = {}
+    for arm, run in zip(rows["arm"], rows["run"], strict=True):
+        if run in records:
+            found.setdefault(arm, []).append(records[run]["curves"][name])
+    return {arm: np.array(values, dtype=float) for arm, values in found.items()}
+
+
+def before(records: dict, task: str, measure: str) -> float:
+    """A measure of the untrained model, which all runs of a task start from; NaN without records."""
+    return next((r["evaluations"][0].get(measure, np.nan) for r in records.values() if r["task"] == task), np.nan)
+
+
+def compare(table: pd.DataFrame, base: str) -> pd.DataFrame:
+    """A row an arm: n, mean with its 95 % interval, and the difference from the arm `base` over the seeds that both have.
+
+    p is of the paired t test, corrected by Holm over all arms. See `statistics` for the intervals.
+    """
+    rows, p = [], []
+    for arm in table:
+        own = bootstrap_mean(table[arm].to_numpy(float))
+        gain = paired(table[arm].to_numpy(float), table[base].to_numpy(float))
+        rows.append({"n": own.n, "mean": own.mean, "low": own.low, "high": own.high, f"- {base}": gain.difference.mean,
+                     "from": gain.difference.low, "to": gain.difference.high})  # fmt: skip
+        p.append(np.nan if arm == base else gain.p)
+    return pd.DataFrame(rows, index=list(table)).assign(p=holm(p))
+
+
+def code_digest(root: Path = CHECKOUT) -> str:
+    """A digest of what a run's numbers depend on: the code, without comments and docstrings, the tiny presets and the checkpoints."""
+    digest = hashlib.sha256()
+    files = [p for p in sorted((root / "bpgo").rglob("*")) if p.is_file() and not APART & set(p.relative_to(root / "bpgo").parts)]
+    for path in [*files, *sorted((root / "reproduce" / "presets").glob("*-tiny.yaml")), root / "reproduce" / "study_trainer.py"]:
+        if path.suffix == ".py":
+            tree = ast.parse(path.read_text())
+            for node in ast.walk(tree):
+                if isinstance(getattr(node, "body", None), list):
+                    node.body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+            digest.update(ast.dump(tree).encode())
+        elif path.suffix in (".safetensors", ".jsonl", ".yaml"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
