@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .parallel import like, whole
+from .parallel import gathered, like
 
 
 class CheckpointError(ValueError):
@@ -21,11 +21,15 @@ class CheckpointError(ValueError):
 
 
 def pack(parameters: dict[str, Tensor], averages: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Everything that training moves, whole and by name. Every process of a run must call it."""
+    """Everything that training moves, whole and by name, on the CPU of the main process. Every process of a run must call it.
+
+    The others get nothing: they lend their shards of one tensor after the other.
+    """
     tensors = {f"weights/{name}": p for name, p in parameters.items()} | {f"ema/{name}": p for name, p in averages.items()}
     for name, p in parameters.items():
         tensors |= {f"optimiser/{key}/{name}": value for key, value in optimiser.state[p].items()}
-    return {name: whole(t.detach()) for name, t in tensors.items()} | {"rng": torch.get_rng_state()}
+    found = ((name, gathered(t)) for name, t in tensors.items())
+    return {name: t for name, t in (*found, ("rng", torch.get_rng_state())) if t is not None}
 
 
 @torch.no_grad()

@@ -131,6 +131,7 @@ def memory(config: Config, p: Pipeline, rewards: int, prompts: int, processes: i
 
     rewards: bytes of the rewards that share the device. prompts: whose conditions are kept. sharded: by FSDP2 over the processes, with
     gradients exchanged in every backward pass; else every process has all. A device must hold the first and the largest of the second.
+    Saving adds nothing: it gathers one tensor at a time, less than the gathered blocks, onto the CPU of the main process.
     """
     g, s, half = config.generator, sizes(config, p), 4 if config.generator.dtype == "float32" else 2
     whole, batch = rows(config, processes)
@@ -139,6 +140,7 @@ def memory(config: Config, p: Pipeline, rewards: int, prompts: int, processes: i
     blocks = p.transformer["num_layers"] + p.transformer.get("num_single_layers", 0) // 2  # FLUX's single blocks are half the size
     trained = len(experts) * (adapters(config, p) if lora else p.parts["transformer"].parameters)
     held = {name: (part.parameters - part.islands) * half + part.islands * 4 for name, part in p.parts.items()}
+    held["vae"] = p.parts["vae"].parameters * (4 if s.kind == "wan" else half)  # Wan's stays float32
     frozen = {name: held[name] if lora else 0 for name in experts}
     encoders = sum(size for name, size in held.items() if name.startswith("text_encoder"))
     buffers = 4 * whole * s.latent * (2 * steps(config)[1] + 1)
@@ -159,6 +161,7 @@ def memory(config: Config, p: Pipeline, rewards: int, prompts: int, processes: i
     work = {"encode": 0, "sample": sampling_activations(config, p, batch), "decode": decoding(config, p, batch),
             "update": update_activations(config, p, batch)}  # fmt: skip
     host = {"parked weights": sum(frozen.values()) + encoders + held["vae"], "rollout": buffers} if g.offload else {}
+    host |= {"loading": sum(held[name] if lora else 4 * p.parts[name].parameters for name in experts)} if sharded else {}
     return always, {name: parts[name] + work[name] for name in parts}, host
 
 

@@ -143,7 +143,8 @@ def _memory_lines(config: Config, p: Pipeline, prompts: int, launch: Launch, pla
     if needs > SPARE * device:
         missing.append(f"memory: {_size(needs - SPARE * device)} too much: try {', or '.join(remedies(config, always, phases, launch))}")
     if cuda and not planned and on_host > (ram := _ram()):
-        missing.append(f"memory: the CPU needs {_size(on_host)} and has {_size(ram)}: give rewards a GPU (their device)")
+        remedy = "start fewer processes" if launch.sharded else "give rewards a GPU (their device)"
+        missing.append(f"memory: the CPU needs {_size(on_host)} and has {_size(ram)}: {remedy}")
     return lines
 
 

@@ -15,6 +15,7 @@ from .conditions import Conditions
 from .config import Config, build_config, differences, to_dict
 from .files import write_atomic
 from .generators import load_generator
+from .parallel import sharded
 from .reference import cache, weights_fingerprint
 
 POLICY_SETTINGS = ("height", "width", "frames", "guidance", "guidance_2", "cfg_gradient", "negative_prompt", "max_sequence_length")
@@ -42,11 +43,13 @@ def open_output(output: Path, config: Config) -> None:
 
 def load_policy(config: Config, accelerator: Accelerator):
     """The policy of config.generator with what is to be trained, on this process's device. Raises ValueError, FileNotFoundError."""
-    g, device = config.generator, str(accelerator.device)
+    g, device, shards = config.generator, str(accelerator.device), sharded(accelerator)
     if g.offload and accelerator.num_processes > 1:
         raise ValueError("generator.offload is for a single process: shard the weights instead (reproduce/accelerate/fsdp2.yaml)")
     given = {name: getattr(g, name) for name in POLICY_SETTINGS if getattr(g, name) is not None}
-    policy = load_generator(g.path, dtype=g.dtype, device="cpu" if g.offload else device, **given)
+    policy = load_generator(g.path, dtype=g.dtype, device="cpu" if g.offload or shards else device, **given)
+    for name in ("vae", *policy.encoders) if shards else ():  # what is sharded goes to the device a block at a time
+        getattr(policy.pipeline, name).to(device)
     for module in policy.modules.values():
         if g.gradient_checkpointing:
             module.enable_gradient_checkpointing()

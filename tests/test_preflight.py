@@ -8,6 +8,7 @@ import time
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,13 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from bpgo import preflight as checks
 from bpgo.config import read_config
 from bpgo.files import SHIPPED
-from bpgo.generators import load_generator
 from bpgo.memory import adapters, decoding, flops, memory, rows, sampling_activations, sizes, steps, update_activations
 from bpgo.preflight import Launch, preflight, read_launch, run
 from bpgo.prompts import read_prompts
 from bpgo.published import PARTS, SCORERS, needed, pipeline_of, present, published, read_pipeline, weight
 from bpgo.rewards import REWARDS, clip
 from bpgo.sde import sigma_grid
+from bpgo.start import load_policy
 
 ACCELERATE = Path(__file__).parent.parent / "reproduce" / "accelerate"
 
@@ -163,19 +164,8 @@ CASES = {  # preset, settings, samples of a micro-batch
 def set_up(preset, overrides, batch):
     """The config, its pipeline's sizes, and its policy with what is trained, as a run has them."""
     config = read_config(preset, [*overrides, f"sampling.micro_batch={batch}", f"groups={batch}", "optimiser.updates=1"])
-    g = config.generator
-    policy = load_generator(g.path, dtype=g.dtype, **{n: getattr(g, n) for n in ("height", "width") if getattr(g, n)},
-                            **(dict(frames=g.frames, guidance=g.guidance) if g.frames else {}))  # fmt: skip
-    for module in policy.modules.values():
-        if g.gradient_checkpointing:
-            module.enable_gradient_checkpointing()
-        if not g.lora_rank:
-            module.float().requires_grad_(True)
-    if g.lora_rank:
-        policy.add_lora(g.lora_rank, 2 * g.lora_rank)
-        for p in trained(policy):
-            p.data = p.data.float()
-    return config, read_pipeline(SHIPPED / g.path), policy
+    policy = load_policy(config, SimpleNamespace(device=torch.device("cpu"), num_processes=1))
+    return config, read_pipeline(SHIPPED / config.generator.path), policy
 
 
 def trained(policy):
@@ -235,7 +225,7 @@ def test_decoding_is_foreseen(case):
     assert decoding(config, pipeline, batch) == pytest.approx(live.peak, rel=0.15)
 
 
-@pytest.mark.parametrize("case", ["flux", "wan", "wan, LoRA", "flux, LoRA"])
+@pytest.mark.parametrize("case", ["flux", "wan", "wan, LoRA", "flux, LoRA", "flux, LoRA, bfloat16", "wan, LoRA, bfloat16"])
 def test_what_training_keeps_is_exact(case):
     config, pipeline, policy = set_up(*CASES[case])
     parameters = trained(policy)
@@ -248,7 +238,8 @@ def test_what_training_keeps_is_exact(case):
     assert [always[name] for name in ("trained weights", "gradients", "averaged weights", "AdamW's moments")] == [size, size, size, moments]
     if config.generator.lora_rank:
         assert adapters(config, pipeline) == sum(p.numel() for p in parameters)
-        assert always["frozen transformers"] == 4 * pipeline.parts["transformer"].parameters
+        frozen = sum(p.nbytes for p in policy.modules["transformer"].parameters() if not p.requires_grad)
+        assert always["frozen transformers"] == frozen
     text = sum(p.nbytes for name in policy.encoders for p in getattr(policy.pipeline, name).parameters())
     assert (always["text encoders"], always["autoencoder"]) == (text, sum(p.nbytes for p in policy.pipeline.vae.parameters()))
     assert not host and set(phases) == {"encode", "sample", "decode", "update"}
@@ -286,6 +277,63 @@ def test_shards_are_divided_and_copies_are_not():
     for name in ("trained weights", "gradients", "AdamW's moments"):
         assert one[name] == copies[name] == 8 * shards[name]
     assert copies["buckets of DDP"] == copies["gradients"] and not shards["buckets of DDP"] and not one["buckets of DDP"]
+
+
+def test_what_is_to_be_sharded_waits_on_the_cpu(monkeypatch):
+    """The transformers go to the device a block at a time; encoders and autoencoder at once. "meta" stands for a device."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    config = read_config("i2v-tiny", ["generator.lora_rank=0"])
+    policy = load_policy(config, SimpleNamespace(device=torch.device("meta"), num_processes=2))
+    places = {name: {t.device.type for t in part.parameters()}
+              for name, part in policy.pipeline.components.items() if isinstance(part, torch.nn.Module)}  # fmt: skip
+    assert places == {"transformer": {"cpu"}, "transformer_2": {"cpu"}, "vae": {"meta"}, "text_encoder": {"meta"}}
+    assert policy.device.type == "meta"
+    *_, host = memory(config, read_pipeline(SHIPPED / "tiny-wan-image"), 0, 1, 2, True)
+    assert host == {"loading": sum(p.nbytes for p in trained(policy))}
+
+
+def test_shards_take_their_device_a_block_at_a_time(monkeypatch):
+    """torch's fully_shard moves what it is given; by then nothing else has been moved, and the blocks before have been."""
+    from bpgo.parallel import distribute
+
+    seen = []
+
+    def fully_shard(module, mesh):
+        mine = [p for p in module.parameters() if p.device.type == "cpu"]
+        seen.append(len(mine))
+        for part in module.modules():
+            part._parameters = {name: p if p is None else torch.nn.Parameter(p.to("meta")) for name, p in part._parameters.items()}
+
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", fully_shard)
+    monkeypatch.setattr("torch.distributed.device_mesh.init_device_mesh", lambda *given: None)
+    monkeypatch.setattr("bpgo.parallel.sharded", lambda accelerator: True)
+    *_, policy = set_up(*CASES["wan"])
+    (module,) = policy.modules.values()
+    every, of_block = len(list(module.parameters())), len(list(module.blocks[0].parameters()))
+    distribute(SimpleNamespace(device=torch.device("meta"), num_processes=2, mixed_precision="no"), policy.modules, False)
+    assert seen == [of_block] * len(module.blocks) + [every - of_block * len(module.blocks)]
+
+
+@pytest.mark.parametrize("sizes", [(4, 8)])
+def test_memory_grows_with_the_group_by_the_rollout_only(tmp_path, sizes):
+    """Equal micro-batches: the peak of a whole iteration, rewards included, differs by what the rollout keeps."""
+    from bpgo.trainer import Trainer
+
+    peaks, kept = [], []
+    for size in sizes:
+        config = read_config("t2i-tiny", [
+            f"group_size={size}", "groups=2", "sampling.micro_batch=4", "sampling.steps=4", "optimiser.updates=1",
+            "prior.kind=running_mean", "evaluation.held_out=[]", "evaluation.oracle=false"])  # fmt: skip
+        trainer = Trainer(config, tmp_path / str(size), progress=False)
+        trainer.step()  # then the optimiser has its moments
+        conditions = [t for row in trainer.conditions.rows.values() for t in row.values()]
+        state = [t for each in trainer.optimiser.state.values() for t in each.values()]
+        with Live([*tensors_of(trainer.policy), *conditions, *state]) as live:
+            trainer.step()
+        peaks.append(live.peak)
+        kept.append(memory(config, read_pipeline(SHIPPED / "tiny-flux"), 0, 1)[0]["rollout"])
+    assert peaks[1] - peaks[0] == pytest.approx(kept[1] - kept[0], rel=0.1)
 
 
 @pytest.mark.parametrize("case", ["flux", "wan", "wan, LoRA, guidance"])

@@ -42,7 +42,8 @@ class Placed:
 
     @property
     def device(self) -> torch.device:
-        return self.parking.device if self.parking else next(self.modules["transformer"].parameters()).device
+        """Where it works. Weights that are to be sharded may still lie on the CPU."""
+        return self.parking.device if self.parking else next(self.pipeline.vae.parameters()).device
 
     def offload(self, device: torch.device | str) -> None:
         """From now on work on this device, with only what is at work there. Call it when it is settled what is trained."""
