@@ -1,9 +1,28 @@
-"""The model card of a trained model: what it was trained on, by what, and how it measures."""
+"""What a run leaves for plain diffusers: the trained model, and its card: what it was trained on, by what, and how it measures."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+
 from .config import Config
+from .files import write_atomic
 from .records import aligned
+
+
+def export(policy, config: Config, evaluations: list[dict], final: Path) -> None:
+    """Write the model and its card to this folder, beside it at first and moved there when whole. Raises OSError."""
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        policy.save(partial, lora=bool(config.generator.lora_rank))
+    except SafetensorError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"cannot write {final}: {error}") from error
+    write_atomic(partial / "README.md", model_card(config, evaluations))
+    partial.rename(final)
 
 
 def model_card(config: Config, evaluations: list[dict]) -> str:

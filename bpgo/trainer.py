@@ -20,12 +20,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import checkpoint, objective
-from .card import model_card
+from .card import export
 from .config import Config, to_dict
 from .evaluation import Metric, Scores, check_prompts, evaluate, shares, try_metrics
 from .files import read_log, write_atomic
@@ -69,31 +68,36 @@ class Trainer:
         if config.groups % (config.optimiser.updates * self.accelerator.num_processes):
             raise ValueError(f"groups={config.groups} cannot be split over optimiser.updates={config.optimiser.updates} times "
                              f"{self.accelerator.num_processes} processes")  # fmt: skip
-        self.policy = policy or load_policy(config, self.accelerator)
-        check_prompts(self.policy, self.prompts, "prompts")
-        check_prompts(self.policy, self.evaluation_prompts, "evaluation.prompts")
-        device = str(self.accelerator.device)
-        first = config.reward[0].name
-        self.rewards = {first: lambda *given: checked(reward, first, *given)} if reward else load_rewards(config.reward, device)
-        self.reward = total(self.rewards)
-        held_out = load_rewards(config.evaluation.held_out, device)
-        self.metrics = {"reward": self.reward} | (held_out if len(held_out) != 1 else {"held_out": next(iter(held_out.values()))})
-        self.metrics |= metrics or {}
-        try_metrics(self.policy, self.prompts[0], self.metrics)
+        self.iteration, self.saved = 0, None
         self.sigmas = sigma_grid(config.sampling.steps, config.sampling.shift)
         self._plan(random.Random())  # refuses what does not fit
-        self.iteration, self.saved = 0, None
-        self._prepare()
-        self.conditions = make_conditions(config, self.policy, [*self.prompts, *self.evaluation_prompts])
-        with torch.random.fork_rng([]):  # a prior that is found in the cache draws nothing
-            self.prior = make_prior(config, self.policy, self.reward, self.prompts)
-        self._resume()
+        with memory_explained(config):
+            self._load(policy, reward, metrics or {})
+            self._resume()
         if self.accelerator.is_main_process:
             write_atomic(self.output / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
         if tracker:
             self.accelerator.init_trackers("bpgo")
 
     # ---------------------------------------------------------------------------------------------------- setting up
+
+    def _load(self, policy, reward: Reward | None, metrics: dict[str, Metric]) -> None:
+        """What a run works with; all of it is tried before anything is written."""
+        config, device = self.config, str(self.accelerator.device)
+        self.policy = policy or load_policy(config, self.accelerator)
+        check_prompts(self.policy, self.prompts, "prompts")
+        check_prompts(self.policy, self.evaluation_prompts, "evaluation.prompts")
+        first = config.reward[0].name
+        self.rewards = {first: lambda *given: checked(reward, first, *given)} if reward else load_rewards(config.reward, device)
+        self.reward = total(self.rewards)
+        held_out = load_rewards(config.evaluation.held_out, device)
+        self.metrics = {"reward": self.reward} | (held_out if len(held_out) != 1 else {"held_out": next(iter(held_out.values()))})
+        self.metrics |= metrics
+        try_metrics(self.policy, self.prompts[0], self.metrics)
+        self._prepare()
+        self.conditions = make_conditions(config, self.policy, [*self.prompts, *self.evaluation_prompts])
+        with torch.random.fork_rng([]):  # a prior that is found in the cache draws nothing
+            self.prior = make_prior(config, self.policy, self.reward, self.prompts)
 
     def _prepare(self) -> None:
         o, placed = self.config.optimiser, self.config.generator.offload
@@ -129,22 +133,12 @@ class Trainer:
         bar.close()
         self.save_checkpoint()
         self._log_evaluation()
-        with self.averaged_weights(), whole_weights([getattr(self.policy.pipeline, name) for name in self.policy.modules]):
+        trained = [getattr(self.policy.pipeline, name) for name in self.policy.modules]
+        with memory_explained(self.config), self.averaged_weights(), whole_weights(trained):
             if self.accelerator.is_main_process:
-                self._export(final)
+                export(self.policy, self.config, read_log(self.output / "evaluations.jsonl"), final)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-
-    def _export(self, final: Path) -> None:
-        partial = self.output / ".final.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            self.policy.save(partial, lora=bool(self.config.generator.lora_rank))
-        except SafetensorError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise OSError(f"cannot write {final}: {error}") from error
-        write_atomic(partial / "README.md", model_card(self.config, read_log(self.output / "evaluations.jsonl")))
-        partial.rename(final)
 
     def step(self) -> dict[str, float]:
         """One iteration: a rollout of every prompt's group, then the updates. Logged to metrics.jsonl and returned.
@@ -272,7 +266,8 @@ class Trainer:
             return
         self.saved = self.iteration
         place = self.output / f"checkpoint-{self.iteration:06d}"
-        tensors = checkpoint.pack(self.parameters, self.ema, self.optimiser)
+        with memory_explained(self.config):
+            tensors = checkpoint.pack(self.parameters, self.ema, self.optimiser)
         if not self.accelerator.is_main_process:
             return
         checkpoint.save_state(place, tensors, {"iteration": self.iteration, "prior": self.prior.state()})

@@ -4,6 +4,7 @@ import pytest
 import torch
 from test_parallel import WORDS, presets, video_reward  # noqa: F401 (fixtures)
 
+from bpgo import trainer as trainer_module
 from bpgo.conditions import Conditions
 from bpgo.config import build_config, read_config
 from bpgo.evaluation import encode
@@ -92,6 +93,21 @@ def test_running_out_of_memory_names_what_to_change():
         torch.empty(2**60, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="something else"), memory_explained(config):
         raise RuntimeError("something else")
+
+
+def test_running_out_of_memory_while_loading_or_saving_names_what_to_change(presets, tmp_path, monkeypatch):  # noqa: F811
+    def full(*given, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    config = read_config(presets["t2i"], ["iterations=1", "prior.kind=running_mean"])
+    for place, name in ((trainer_module, "load_policy"), (trainer_module, "load_rewards"), (trainer_module, "make_conditions")):
+        with monkeypatch.context() as patch, pytest.raises(MemoryError, match=r"try sampling\.micro_batch below 2.*CUDA out of memory\."):
+            patch.setattr(place, name, full)
+            Trainer(config, tmp_path / name, progress=False)
+    for place, name in ((trainer_module.checkpoint, "pack"), (trainer_module, "export")):
+        with monkeypatch.context() as patch, pytest.raises(MemoryError, match=r"try sampling\.micro_batch below 2.*CUDA out of memory\."):
+            patch.setattr(place, name, full)
+            Trainer(config, tmp_path / name, progress=False).train()
 
 
 def test_offloading_is_for_one_process(tiny_folder, tmp_path):

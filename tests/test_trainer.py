@@ -18,6 +18,7 @@ import pytest
 import small_runs as runs
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from bpgo import checkpoint, rewards, update
 from bpgo.__main__ import main
@@ -112,6 +113,19 @@ def test_the_first_importance_ratio_is_exactly_one(make, changes):
     for _ in range(2):
         assert trainer.step()["first_log_ratio"] == 0.0
     assert not all_equal(start, weights(trainer))
+
+
+def test_adapters_are_trained_in_float32_over_bfloat16_weights(make):
+    trainer = make(generator={"lora_rank": 2, "dtype": "bfloat16"}, optimiser={"ema_decay": 0.5}, iterations=1)
+    trainer.train()
+    frozen = [p for p in trainer.policy.modules["transformer"].parameters() if not p.requires_grad]
+    moments = [value for state in trainer.optimiser.state.values() for value in state.values()]
+    assert {p.dtype for p in frozen} == {torch.bfloat16}
+    for tensors in (trainer.parameters.values(), trainer.ema.values(), moments):
+        assert {t.dtype for t in tensors} == {torch.float32}
+    tensors, _ = checkpoint.load_state(trainer.output / "checkpoint-000001")
+    exported = load_file(trainer.output / "final" / "pytorch_lora_weights.safetensors")
+    assert {t.dtype for name, t in (tensors | exported).items() if name != "rng"} == {torch.float32}
 
 
 def test_the_first_importance_ratio_is_exactly_one_under_autocast(make):
@@ -485,7 +499,8 @@ def test_the_export_makes_the_same_pictures_in_plain_diffusers(make, tiny_folder
     from diffusers import FluxPipeline
 
     changes = {"generator": {"lora_rank": 2, "lora_alpha": 7.0}} if lora else {}
-    trainer = make(optimiser={"ema_decay": 0.5, "learning_rate": 1e-2}, **changes)
+    metrics = {"blueness": lambda pixels, prompts: pixels[:, 2].mean((1, 2))}
+    trainer = make(optimiser={"ema_decay": 0.5, "learning_rate": 1e-2}, metrics=metrics, **changes)
     trainer.train()
     final = trainer.output / "final"
     pipeline = FluxPipeline.from_pretrained(tiny_folder if lora else final, dtype=torch.float32)
@@ -498,6 +513,17 @@ def test_the_export_makes_the_same_pictures_in_plain_diffusers(make, tiny_folder
         ours = trainer.policy.decode(integrate(trainer.policy, x, trainer.policy.encode(prompts), sigmas))
     torch.testing.assert_close(pixels_of(pipeline, x, prompts, sigmas), ours, atol=1e-5, rtol=0)
     assert (pixels_of(untrained, x, prompts, sigmas) - ours).abs().max() > 1e-3  # there was something to save
+    card = (final / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert (header["base_model"], header["tags"]) == (str(tiny_folder), ["bpgo", "grpo", "lora" if lora else "full-weights"])
+    assert ("Low-rank adapters (rank 2, alpha 7," in card, "load_lora_weights" in card) == (lora, lora)
+    o, kind = trainer.config.objective, trainer.config.prior.kind
+    assert f"- Objective: bpgo (alpha {o.alpha:g}, beta {o.beta:g}, lambda {o.lam:g}, k" in card and f"), prior {kind};" in card
+    assert "- Reward: 1 redness." in card and "- Prompts: given; 2 iterations of 2 groups of 3, seed 0." in card
+    first, last = read_log(trainer.output / "evaluations.jsonl")
+    for name in ("reward", "blueness"):
+        (row,) = [line.split() for line in card.splitlines() if line.split()[:1] == [name]]
+        assert row == [name, f"{first[name]:.4f}", f"{last[name]:.4f}"]
 
 
 # ---------------------------------------------------------------------------------------------- the parts of an iteration
@@ -597,6 +623,18 @@ def test_gradient_checkpointing_does_not_change_the_gradient(make):
     plain, saving = (make(generator={"gradient_checkpointing": flag}).step() for flag in (False, True))
     assert saving["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-5)
     assert saving["loss"] == plain["loss"]
+
+
+@pytest.mark.slow
+def test_compiled_transformers_take_the_same_step(make):
+    eager, compiled = (make(generator={"compile": flag}, optimiser={"learning_rate": 1e-4}) for flag in (False, True))
+    expected, found = eager.step(), compiled.step()
+    assert found["first_log_ratio"] == pytest.approx(0, abs=1e-5)
+    for name in ("reward", "grad_norm"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-3)
+    for name, p in weights(compiled).items():
+        assert p.isfinite().all()
+        assert (p - weights(eager)[name]).abs().max() <= 2.1e-4  # at most a step in the other direction, where a gradient is nearly zero
 
 
 def test_averaged_weights_are_their_closed_form(make):
