@@ -26,8 +26,8 @@ def update_policy(
 
     The micro-batches must be those of the rollout: only then is the first importance ratio exactly 1. advantages: (N, G) for the
     N conditions in cond. Returns loss, clip fractions, approximate KL, gradient norm (means over the steps) and
-    `first_log_ratio`, the largest |log ratio| before the first step. Raises FloatingPointError, with the weights untouched by that
-    step, if a gradient is not finite.
+    `first_log_ratio`, the largest |log ratio| before the first step, in any process. Raises FloatingPointError, with the weights untouched
+    by that step, if a gradient is not finite.
     """
     group_size = advantages.main.shape[1]
     main = advantages.main.flatten()
@@ -67,4 +67,4 @@ def update_policy(
     means = torch.cat([torch.stack(logged).sum(0), torch.stack(norms).sum()[None]]) / len(batches)
     names = ("loss", "clip_up", "clip_down", "approx_kl", "grad_norm")
     result = dict(zip(names, accelerator.reduce(means, "mean").tolist(), strict=True))
-    return result | {"first_log_ratio": torch.stack(drift).max().item()}
+    return result | {"first_log_ratio": accelerator.gather(torch.stack(drift).max()).max().item()}
