@@ -50,6 +50,11 @@ def sample_caption(digit: int, rng: random.Random) -> str:
     return rng.choice(WORDINGS[rng.choices(list(said), weights=said.values())[0]])
 
 
+def name_digit(digit: int, rng: random.Random) -> str:
+    """One caption that names a digit."""
+    return rng.choice(WORDINGS[frozenset({digit})])
+
+
 def parse(caption: str) -> frozenset[int]:
     """The digits that a caption fits. Raises ValueError for what is no caption of this world."""
     key = " ".join(caption.lower().split())
