@@ -67,9 +67,13 @@ def _preflight(options) -> int:
 
 
 def world_metrics(config: Config) -> dict:
-    """The measures of the shapes world, if config.evaluation.oracle asks for them."""
+    """The measures of the shapes world or of handwriting, if config.evaluation.oracle asks for them."""
     if not config.evaluation.oracle:
         return {}
+    if config.evaluation.oracle == "digits":
+        from .digits import judge
+
+        return judge.METRICS
     from .shapes import clip_oracle, oracle
 
     return clip_oracle.METRICS if config.generator.frames else oracle.METRICS

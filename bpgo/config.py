@@ -190,8 +190,8 @@ class Evaluation:
     """ODE steps."""
     held_out: Rewards = field(default_factory=list)
     """A reward that the policy is not trained on, or a list of several."""
-    oracle: bool = False
-    """Also measure with the shapes world's oracle."""
+    oracle: bool | Literal["digits"] = False
+    """Also measure with what knows the truth: true, the oracle of the shapes world; digits, the judge of handwriting."""
 
 
 @settings

@@ -7,6 +7,7 @@ import torch
 
 from bpgo import objective
 from bpgo.analysis.statistics import agreement, variance_share
+from bpgo.digits import judge
 from bpgo.files import resolve
 from bpgo.objective import group_advantages
 from bpgo.prompts import key_of, read_prompts
@@ -27,7 +28,8 @@ class StudyTrainer(Trainer):
 
     def __init__(self, config, output, *, rule=None, corruption=None, level=2.0, prompts=None, metrics=None, **named):
         self.rule, self.truth = rule, []
-        self.share_right = clip_oracle.share_right if config.generator.frames else oracle.share_right
+        world = judge if config.evaluation.oracle == "digits" else clip_oracle if config.generator.frames else oracle
+        self.share_right = world.share_right
         ambiguous = graded(config.prompts)
         clean = total(load_rewards(config.reward, "cpu"))
         self.training = False

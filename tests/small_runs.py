@@ -65,7 +65,7 @@ def together(count, arguments, log, *disturbances):
 
 
 def rank_of(rank, count, port):
-    """What `accelerate launch` sets for process number `rank` of `count`, on CPUs. They meet at a store of the launcher, as torchrun's do."""
+    """What `accelerate launch` sets for process number `rank` of `count`, on CPUs. They meet at the launcher's store, as torchrun's do."""
     if count > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in names.items()}

@@ -239,5 +239,9 @@ def test_evidence_pairs_by_seed_and_says_what_is_missing(tmp_path):
     assert np.isnan(found.loc["grpo", "p"]) and evidence.before(records, "t2i", "x") == 0.05
     assert evidence.curves(plan, records, "a", "t2i", "reward")["bpgo"].tolist() == [[0.0, 0.3], [0.0, 0.7]]
     assert evidence.final(plan, records, "a", "t2i", "y").isna().all(axis=None)
+    with pytest.raises(ValueError, match="no run of b on t2i is planned"):
+        evidence.final(plan, records, "b", "t2i", "x")
+    with pytest.raises(ValueError, match="no run of a on t2i is recorded yet"):
+        evidence.final(plan, {}, "a", "t2i", "x")
     with pytest.raises(FileNotFoundError, match="run `make study`"):
         evidence.read(tmp_path / "none")

@@ -43,8 +43,14 @@ def state(plan: pd.DataFrame, records: dict[str, dict]) -> str:
 
 
 def final(plan: pd.DataFrame, records: dict, experiment: str, task: str, measure: str) -> pd.DataFrame:
-    """A measure at the end of training: a row a seed, a column an arm, NaN where there is no record (or no such measure)."""
+    """A measure at the end of training: a row a seed, a column an arm, NaN where there is no record (or no such measure).
+
+    Raises ValueError where the plan has no such experiment and task, or none of its runs is recorded.
+    """
     rows = plan[(plan["experiment"] == experiment) & (plan["task"] == task)]
+    if not set(rows["run"]) & records.keys():
+        how = "recorded yet" if len(rows) else "planned"
+        raise ValueError(f"no run of {experiment} on {task} is {how}: `make study ARGS='all {experiment}'`")
     values = [records[run]["evaluations"][-1].get(measure) if run in records else None for run in rows["run"]]
     table = rows.assign(value=pd.to_numeric(values)).pivot(index="seed", columns="arm", values="value")
     return table[list(dict.fromkeys(rows["arm"]))]
@@ -81,10 +87,11 @@ def compare(table: pd.DataFrame, base: str) -> pd.DataFrame:
 
 
 def code_digest(root: Path = CHECKOUT) -> str:
-    """A digest of what a run's numbers depend on: the code, without comments and docstrings, the tiny presets and the checkpoints."""
+    """A digest of what a run's numbers depend on: code without comments and docstrings, presets of shipped models, checkpoints."""
     digest = hashlib.sha256()
     files = [p for p in sorted((root / "bpgo").rglob("*")) if p.is_file() and not APART & set(p.relative_to(root / "bpgo").parts)]
-    for path in [*files, *sorted((root / "reproduce" / "presets").glob("*-tiny.yaml")), root / "reproduce" / "study_trainer.py"]:
+    presets = [p for pattern in ("*-tiny.yaml", "*-digits.yaml") for p in sorted((root / "reproduce" / "presets").glob(pattern))]
+    for path in [*files, *presets, root / "reproduce" / "study_trainer.py"]:
         if path.suffix == ".py":
             tree = ast.parse(path.read_text())
             for node in ast.walk(tree):

@@ -62,6 +62,24 @@ def plot_methods(ax: Axes, x, curves: Mapping[str, object], intervals: Mapping[s
     ax.legend(frameon=False, fontsize=9)
 
 
+def runs_by_arm(ax: Axes, table, start: float) -> None:
+    """A dot for each run of a table (seeds, arms), a grey line through the runs of a seed, a bar for an arm's mean; dashed, the start.
+
+    Arms that are methods have their colour and marker; others are black.
+    """
+    values = table.to_numpy(float)
+    ax.plot(values.T, color="0.8", linewidth=1, zorder=1)
+    for x, arm in enumerate(table):
+        style = METHODS.get(arm, {"color": "black", "marker": "o"})
+        ax.scatter(np.full(len(values), x), values[:, x], color=style["color"], marker=style["marker"], zorder=2)
+    known = np.isfinite(values).any(0)
+    for x in np.flatnonzero(known):
+        ax.hlines(np.nanmean(values[:, x]), x - 0.25, x + 0.25, color="black", linewidth=2)
+    ax.axhline(start, color="0.4", linestyle="--")
+    names = [str(METHODS[arm]["label"]) if arm in METHODS else arm.replace("_", " ") for arm in table]
+    ax.set_xticks(range(len(names)), [name if ok else f"{name}\n(not run)" for name, ok in zip(names, known, strict=True)])
+
+
 def strips(ax: Axes, values, filled, names: Sequence[str]) -> None:
     """A horizontal strip of dots per group: values (N, G), the first on top; solid if `filled`, else hollow.
 

@@ -51,6 +51,7 @@ def fit_autoencoder(pictures: Tensor, generator: torch.Generator, scale: float):
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(SHIPPED / "tiny-autoencoder", dtype=torch.float32)
+    vae.register_to_config(_name_or_path="tiny-autoencoder")  # not where it lies here
     index = batches(len(pictures), 48, generator)
 
     def loss() -> Tensor:
