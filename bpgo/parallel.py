@@ -49,7 +49,8 @@ def distribute(accelerator: Accelerator, modules: dict[str, nn.Module], placed: 
         for blocks in module.children():
             for block in blocks if isinstance(blocks, nn.ModuleList) else ():
                 fully_shard(block, mesh=mesh)
-        fully_shard(module, mesh=mesh)
+        # by default the outermost weights stay gathered after a forward pass: what is then copied into their shards would not reach them
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
     return modules
 
 

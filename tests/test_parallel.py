@@ -2,12 +2,17 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import small_runs as runs
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from bpgo import checkpoint
 from bpgo.evaluation import shares
@@ -16,6 +21,7 @@ from bpgo.trainer import read_log
 
 WORDS = ["a red circle", "a large blue square", "a shape", "a small cross at the top"]
 TASKS = ("t2i", "t2v", "i2v")
+ACCELERATE = Path(__file__).parent.parent / "reproduce" / "accelerate"
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +76,7 @@ def presets(tiny_folder, clip_folder, wan_folder, wan_i2v_folder, video_reward, 
 
 def fsdp():
     """What `accelerate launch` sets for reproduce/accelerate/fsdp2.yaml."""
-    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
 
 
 def train(count, preset, folder, *disturbances, overrides=()):
@@ -130,25 +136,101 @@ def test_further_updates_are_those_of_one_process(presets, tmp_path):
 
 def test_a_run_goes_on_with_another_number_of_processes(presets, tmp_path):
     """One process, then two shards, then one: weights, moments and averages carry over, and the samples are those of the plan."""
-    undisturbed = train(1, presets["t2v"], tmp_path / "one", overrides=["iterations=3"])
-    folder = tmp_path / "several"
-    train(1, presets["t2v"], folder, overrides=["iterations=1"])
-    train(2, presets["t2v"], folder, fsdp, overrides=["iterations=2"])
-    train(1, presets["t2v"], folder, overrides=["iterations=3"])
+    each = ["checkpoint_every=1", "optimiser.updates=1", "optimiser.learning_rate=1e-4"]
+    undisturbed = train(1, presets["t2v"], tmp_path / "one", overrides=["iterations=3", *each])
+    folder, samples_anew = tmp_path / "several", partial(cache_in, tmp_path / "cache")  # a forward pass before weights are restored
+    train(1, presets["t2v"], folder, overrides=["iterations=1", *each])
+    train(2, presets["t2v"], folder, fsdp, samples_anew, overrides=["iterations=2", *each])
+    found, expected = (state_of(run, 2) for run in (folder, undisturbed))
+    assert_close([found], expected, 1e-4)
+    for kind in ("weights/", "ema/"):  # a step is 1e-4, and its sign is rounding's where a gradient is nearly zero
+        distances = torch.cat([(found[name] - expected[name]).abs().flatten() for name in expected if name.startswith(kind)])
+        assert distances.mean() < 1e-6
+    for name in expected:
+        if name == "rng" or name.startswith("optimiser/step/"):
+            assert torch.equal(found[name], expected[name]), name
+    train(1, presets["t2v"], folder, overrides=["iterations=3", *each])
     for a, b in zip(read_log(undisturbed / "metrics.jsonl"), read_log(folder / "metrics.jsonl"), strict=True):
         assert b["reward"] == pytest.approx(a["reward"], abs=1e-3)
     assert (folder / "final" / "model_index.json").is_file()
 
 
+def cache_in(folder):
+    os.environ["BPGO_CACHE"] = str(folder)
+
+
+def test_averaged_weights_of_shards_are_evaluated_and_leave_the_training(presets, tmp_path):
+    """Their outermost weights too: evaluations between the iterations give, and leave, what they do in one process."""
+    overrides = ["evaluation.every=1", "optimiser.updates=1", "optimiser.ema_decay=0.9", "optimiser.learning_rate=1e-2"]
+    one, shards = (train(count, presets["t2v"], tmp_path / name, *how, overrides=overrides)
+                   for count, name, how in ((1, "one", ()), (2, "shards", (fsdp,))))  # fmt: skip
+    for log in ("metrics.jsonl", "evaluations.jsonl"):
+        for a, b in zip(read_log(one / log), read_log(shards / log), strict=True):
+            assert b["reward"] == pytest.approx(a["reward"], abs=2e-5)
+
+
 def test_shards_are_exported_whole(presets, tmp_path):
+    """And in between no process holds gradients of more than its shard."""
     from diffusers import DiffusionPipeline
 
-    folder = train(2, presets["i2v"], tmp_path / "shards", fsdp, overrides=["iterations=1"])
-    state, _ = checkpoint.load_state(folder / "checkpoint-000001")
+    folder = train(2, presets["i2v"], tmp_path / "shards", fsdp, gradients_are_shards, overrides=["iterations=1"])
+    state = state_of(folder, 1)
     pipeline = DiffusionPipeline.from_pretrained(folder / "final")
     for part in ("transformer", "transformer_2"):
         for name, value in getattr(pipeline, part).state_dict().items():
             assert torch.equal(value, state[f"ema/{part}.{name}"]), name
+
+
+def gradients_are_shards():
+    """After every backward pass there are gradients, and they are sharded."""
+    from accelerate import Accelerator
+    from torch.distributed.tensor import DTensor
+
+    from bpgo.trainer import Trainer
+
+    prepare, backward, trainers = Trainer._prepare, Accelerator.backward, []
+
+    def remembering(self):
+        trainers.append(self)
+        prepare(self)
+
+    def checked(self, loss, **named):
+        backward(self, loss, **named)
+        gradients = [p.grad for p in trainers[0].parameters.values() if p.grad is not None]
+        assert gradients and all(isinstance(g, DTensor) for g in gradients)
+
+    Trainer._prepare, Accelerator.backward = remembering, checked
+
+
+def test_adapters_of_shards_are_exported_whole(presets, tmp_path):
+    folder = train(2, presets["i2v"], tmp_path / "shards", fsdp, overrides=["iterations=1", *LORA])
+    state = {name: value for name, value in state_of(folder, 1).items() if name.startswith("ema/")}
+    exported = {}
+    for part, place in (("transformer", folder / "final"), ("transformer_2", folder / "final" / "transformer_2")):
+        for name, value in load_file(place / "pytorch_lora_weights.safetensors").items():
+            exported[f"ema/{part}.{name.removeprefix('transformer.')}"] = value
+    assert exported.keys() == {name.replace(".default.", ".") for name in state}
+    assert all(torch.equal(value, exported[name.replace(".default.", ".")]) for name, value in state.items())
+
+
+def test_a_ratio_that_is_not_one_in_any_process_is_seen(presets, tmp_path):
+    folder = train(2, presets["t2i"], tmp_path / "run", other_log_prob, overrides=["iterations=1"])
+    (row,) = read_log(folder / "metrics.jsonl")
+    assert row["first_log_ratio"] == pytest.approx(0.01, abs=1e-4)
+
+
+def other_log_prob():
+    """Process 1, which writes no log, has another log-probability in its rollouts."""
+    from bpgo.trainer import Trainer
+
+    collect = Trainer.collect
+
+    def moved(self, finished=None):
+        found = collect(self, finished)
+        found[3].log_prob.sub_(0.01 * float(os.environ["RANK"]))
+        return found
+
+    Trainer.collect = moved
 
 
 @pytest.mark.parametrize("how", [(), (fsdp,)], ids=["copies", "shards"])
@@ -156,7 +238,22 @@ def test_a_process_that_dies_ends_the_run_with_an_error(presets, tmp_path, how):
     """Without a launcher that would end the other one: it must notice by itself."""
     dies = partial(die_in_the_second_iteration)
     found = runs.together(2, ["train", presets["t2i"], "--output", tmp_path / "run"], tmp_path / "log", *how, dies)
-    assert all(code != 0 for code, _ in found)
+    (code, said), (killed, _) = found
+    assert killed == -signal.SIGKILL
+    assert code == 1 and "RuntimeError" in said and "by peer" in said
+
+
+@pytest.mark.parametrize("how", [(), (fsdp,)], ids=["copies", "shards"])
+def test_a_reward_that_fails_in_one_process_ends_all(presets, tmp_path, how):
+    tree = ["train", presets["t2i"], "--output", tmp_path / "run", "reward.name=test", "prior.kind=running_mean"]
+    (code, said), (failed, why) = runs.together(2, tree, tmp_path / "log", *how, nan_in_the_second_process)
+    assert failed == 2 and "bpgo train: reward 'test' returned nan for prompt" in why
+    assert code == 1 and "RuntimeError" in said and "by peer" in said
+
+
+def nan_in_the_second_process():
+    if os.environ["RANK"] == "1":
+        runs.reward(lambda values: values * float("nan"), 2)  # calls: the trial, evaluation, then the first iteration's
 
 
 def die_in_the_second_iteration():
@@ -171,6 +268,32 @@ def die_in_the_second_iteration():
         return collect(self, finished)
 
     Trainer.collect = dying
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", ["ddp", "fsdp2"])
+def test_the_shipped_configurations_launch_two_processes(presets, tmp_path, launch):
+    """By accelerate's own launcher, as the README says; the numbers are those of one process."""
+    tree = ["-m", "bpgo", "train", presets["t2i"], "iterations=1", "optimiser.updates=1", "--output"]
+    how = ["--config_file", ACCELERATE / f"{launch}.yaml", "--num_processes", "2", "--main_process_port", "0"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    for command in ([sys.executable, *tree, tmp_path / "one"],
+                    [sys.executable, "-m", "accelerate.commands.launch", *how, *tree, tmp_path / "two"]):  # fmt: skip
+        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (a,), (b,) = (read_log(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert b == pytest.approx(a, rel=1e-3, abs=1e-5)
+    assert (tmp_path / "two" / "final" / "model_index.json").is_file()
+
+
+def test_a_configuration_that_would_leave_encoders_empty_is_refused(presets, tmp_path):
+    """What accelerate's launcher sets by default, and transformers obeys."""
+    for code, said in runs.together(2, ["train", presets["t2i"], "--output", tmp_path / "run"], tmp_path / "log", fsdp, efficient_loading):
+        assert code == 2 and "set fsdp_cpu_ram_efficient_loading: false" in said
+
+
+def efficient_loading():
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"
 
 
 def test_groups_that_do_not_divide_are_refused(presets, tmp_path):

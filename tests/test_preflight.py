@@ -299,7 +299,7 @@ def test_shards_take_their_device_a_block_at_a_time(monkeypatch):
 
     seen = []
 
-    def fully_shard(module, mesh):
+    def fully_shard(module, mesh, reshard_after_forward=True):
         mine = [p for p in module.parameters() if p.device.type == "cpu"]
         seen.append(len(mine))
         for part in module.modules():
