@@ -5,6 +5,7 @@ Needs `apt-get install slurm-wlm munge` and `pip install snakemake-executor-plug
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -55,7 +56,8 @@ def scheduler(tmp_path_factory):
     Path("/run/munge").mkdir(exist_ok=True)
     shutil.chown("/run/munge", "munge")
     environment = os.environ | {"SLURM_CONF": str(config)}
-    subprocess.run(["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "munged"], check=True)
+    subprocess.run(["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "munged"], check=True)  # refuses to be a second one
+    munged = int(Path("/run/munge/munged.pid").read_text())
     log = (folder / "log").open("w")
     daemons = [subprocess.Popen([name, "-D", "-f", config], env=environment, stdout=log, stderr=log) for name in ("slurmctld", "slurmd")]
     try:
@@ -71,7 +73,7 @@ def scheduler(tmp_path_factory):
         for daemon in daemons:
             daemon.terminate()
             daemon.wait(20)
-        subprocess.run(["pkill", "-x", "munged"], check=False)
+        os.kill(munged, signal.SIGTERM)
 
 
 def study(root, environment):  # noqa: F811
