@@ -150,7 +150,7 @@ def memory(config: Config, p: Pipeline, rewards: int, prompts: int, processes: i
         "trained weights": 4 * trained // shards, "gradients": 4 * trained // shards, "AdamW's moments": 8 * trained // shards,
         "averaged weights": 4 * trained // shards if config.optimiser.ema_decay else 0,
         "buckets of DDP": 4 * trained if processes > 1 and not sharded else 0,
-        "gathered blocks": 8 * p.parts["transformer"].parameters // blocks if sharded else 0,  # two, float32
+        "gathered blocks": 2 * (held["transformer"] if lora else 4 * p.parts["transformer"].parameters) // blocks if sharded else 0,
         "rewards": rewards, "conditions": of_prompt * (config.groups if g.offload else prompts),
     }  # fmt: skip
     parts = {"encode": encoders, "sample": max(frozen.values()), "decode": held["vae"], "update": max(frozen.values())}

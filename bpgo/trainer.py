@@ -115,6 +115,7 @@ class Trainer:
     def train(self) -> None:
         """Run to config.iterations; evaluate, checkpoint and log on the way; leave `final/` for plain diffusers."""
         if self.finished:
+            self.accelerator.wait_for_everyone()  # the first to leave would cut off who is still looking
             return
         final = self.output / "final"
         shutil.rmtree(final, ignore_errors=True)  # of a shorter run that is now gone on with

@@ -37,6 +37,7 @@ evaluate_every: int = 6  # iterations between evaluations
 checkpoint: str = ""  # pipeline to start from, a folder or hub id; empty, the preset's
 overrides: list = []  # more settings, written as for python -m bpgo train
 output: str = ""  # folder for the record and the runs; empty, a temporary one
+processes: int = 1  # how many train a run together, one a GPU, before all else
 interactive: bool = False  # a slider through the prompts, in Jupyter
 
 # %%
@@ -47,11 +48,12 @@ from bpgo.analysis import figures, plots, runs
 from bpgo.analysis.study import Study, prior_of
 from bpgo.shapes.clip_oracle import METRICS
 
-study = Study(preset, objectives, seeds, iterations, evaluate_every, checkpoint, overrides, output, METRICS)
-start = study.start()  # a bpgo.trainer.Trainer, with the preset's settings
-config, prompts, before = start.config, start.evaluation_prompts, start.evaluate()
+study = Study(preset, objectives, seeds, iterations, evaluate_every, checkpoint, overrides, output, METRICS, processes)
+study.preflight()  # files, disk and memory that the runs need; stops with the remedy where one is missing
 
 # %%
+start = study.start()  # a bpgo.trainer.Trainer, with the preset's settings
+config, prompts, before = start.config, start.evaluation_prompts, start.evaluate()
 facts = runs.prompt_facts(config.evaluation.prompts or config.prompts, prompts)
 order = np.argsort(-facts["level"], kind="stable")  # from clear to ambiguous
 rewards = before.scores["reward"]  # (prompts, samples)

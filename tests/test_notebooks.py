@@ -19,8 +19,11 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from test_presets import tiny_in_place_of
 
 import notebooks
+from bpgo.config import read_config
+from bpgo.files import SHIPPED
 from bpgo.records import MIME, read_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,6 +172,99 @@ def test_the_notebook_runs_at_its_smallest(path, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert read_records(tmp_path)  # whose numbers record() found finite
     assert "input_path" not in nbformat.read(tmp_path / "out.ipynb", 4).metadata.papermill
+
+
+REAL = {"02_train_text_to_image": "t2i-flux-lowmem", "03_train_text_to_video": "t2v-wan2.1-1.3b-lowmem",
+        "04_train_image_to_video": "i2v-wan2.2-a14b-lowmem"}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_the_notebook_runs_a_published_model_s_preset(name, tmp_path, monkeypatch):
+    """With a tiny model in place of the published one: its evaluation, its prompts' facts, its reward's process, from a kernel."""
+    monkeypatch.setenv("BPGO_CACHE", str(tmp_path / "cache"))
+    path, *overrides = tiny_in_place_of(REAL[name])
+    few, prompts = tmp_path / "few.jsonl", SHIPPED / read_config(REAL[name], overrides).prompts
+    few.write_text("".join(prompts.read_text().splitlines(True)[:4]))
+    overrides += [f"prompts={few}", "groups=2", "group_size=2", "sampling.steps=6", "evaluation.steps=2"]
+    given = {"preset": REAL[name], "objectives": ["bpgo"], "iterations": 1, "evaluate_every": 1, "overrides": overrides}
+    given |= {"checkpoint": path.partition("=")[2], "output": str(tmp_path)}
+    given |= {"low_noise_iterations": 1} if name.startswith("04") else {}
+    done = run(name, tmp_path / "out.ipynb", *(f"{key}={json.dumps(value)}" for key, value in given.items()))
+    assert done.returncode == 0, done.stderr
+    assert read_records(tmp_path)
+
+
+# ------------------------------------------------------------------------------- preflight, and several processes
+
+
+SMALL = ["groups=2", "group_size=2", "optimiser.updates=1", "sampling.steps=3", "evaluation.steps=2", "evaluation.samples=2"]
+
+
+def study_of(output, *overrides, processes=1):
+    from bpgo.analysis.study import Study
+
+    return Study("t2i-tiny", ["bpgo"], [0], 2, 1, "", [*SMALL, *overrides], str(output), {}, processes)
+
+
+def test_preflight_of_a_study_is_one_line_where_nothing_is_missing(capsys):
+    study_of("").preflight()
+    assert capsys.readouterr().out == "preflight: nothing is missing\n"  # the same on each machine, for the built notebook
+
+
+def test_preflight_of_a_study_stops_with_the_remedies(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    study = study_of("", "generator.path=someone/thing", "prompts=nowhere.txt")
+    with pytest.raises(RuntimeError) as told:
+        study.preflight()
+    assert "Missing: someone/thing is not here: run this again with --download" in str(told.value)
+    assert "Missing: prompts: there is no file nowhere.txt" in str(told.value)
+    assert "free on that disk" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match=r"groups=2 cannot be split over optimiser\.updates=1 times 3 processes"):
+        study_of("", processes=3).preflight()
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if "Study(" in path.read_text()], ids=lambda path: path.stem)
+def test_preflight_is_the_first_thing_that_a_training_notebook_runs(path):
+    notebook = notebooks.read(path)
+    first = next(cell for cell in code_of(notebook) if "parameters" not in tags(cell))
+    assert [line.partition("  #")[0] for line in first.source.splitlines() if line.startswith("study")][-1] == "study.preflight()"
+    assert "Trainer" not in first.source and "study.start()" in "".join(cell.source for cell in code_of(notebook))
+    assert "processes" in notebooks.parameters(notebook) and re.search(r"Study\(.*processes", first.source)
+
+
+IN_TWO = """
+import sys
+from bpgo.analysis.study import Study
+from bpgo.trainer import Trainer
+
+output, *overrides = sys.argv[1:]
+study = Study("t2i-tiny", ["bpgo"], [0], 2, 1, "", overrides, output, {}, processes=2)
+study.preflight()
+start = study.start()
+assert start.accelerator.num_processes == 1 and start.iteration == 0
+Trainer.step = None  # nothing is left to be trained here
+logs, after = study.train()
+assert [row["iteration"] for row in logs["bpgo"][0].metrics] == [1, 2]
+assert after["bpgo"].pixels.shape == (2, 2, 3, 32, 32)
+study.start()
+print("done", *(row["reward"] for row in logs["bpgo"][0].metrics))
+"""
+
+
+def test_a_study_trains_in_two_processes(tmp_path, monkeypatch):
+    """By accelerate.notebook_launcher, before this process has a Trainer; the runs are those of one process."""
+    words = tmp_path / "words.txt"
+    words.write_text("a red circle\na shape")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    overrides = [f"evaluation.prompts={words}", "evaluation.oracle=false", "evaluation.held_out=null"]
+    done = subprocess.run([sys.executable, "-c", IN_TWO, tmp_path / "two", *SMALL, *overrides], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Launching training on 2 ") == 1
+    logs, _ = study_of(tmp_path / "one", *overrides).train()
+    rewards = list(map(float, done.stdout.splitlines()[-1].split()[1:]))
+    assert rewards == pytest.approx([row["reward"] for row in logs["bpgo"][0].metrics], abs=1e-4)
 
 
 NBVAL = "-p tests.conftest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -v".split()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..config import Config, read_config
+from ..config import Config, read_config, to_dict
 from ..evaluation import Metric, Scores
 from ..priors import PerPrompt
 from ..prompts import key_of
@@ -34,7 +38,8 @@ class Remembering(Trainer):
 class Study:
     """The parameters of a training notebook, in its order, and the oracle's metrics, which are used where the preset asks for an oracle.
 
-    Without `output` the runs lie in a temporary folder that goes with the study.
+    processes: how many train a run together, one a GPU; with more than one, `start` trains all runs. Without `output` the runs lie in a
+    temporary folder that goes with the study.
     """
 
     preset: str
@@ -46,13 +51,39 @@ class Study:
     overrides: list[str]
     output: str
     metrics: dict[str, Metric]
+    processes: int = 1
     scratch: tempfile.TemporaryDirectory = field(default_factory=tempfile.TemporaryDirectory)
+
+    def settings(self, objective: str, seed: int) -> list[str]:
+        """What the parameters say beside the preset, as `key=value`."""
+        given = {"objective.name": objective, "seed": seed, "iterations": self.iterations, "evaluation.every": self.evaluate_every}
+        given |= {"generator.path": self.checkpoint} if self.checkpoint else {}
+        return [*(f"{key}={value}" for key, value in given.items()), *self.overrides]
 
     def config(self, objective: str, seed: int) -> Config:
         """The settings of one run: the preset, with what the parameters say."""
-        given = {"objective.name": objective, "seed": seed, "iterations": self.iterations, "evaluation.every": self.evaluate_every}
-        given |= {"generator.path": self.checkpoint} if self.checkpoint else {}
-        return read_config(self.preset, [*(f"{key}={value}" for key, value in given.items()), *self.overrides])
+        return read_config(self.preset, self.settings(objective, seed))
+
+    def preflight(self) -> None:
+        """Say that nothing is missing for these runs, or else print all that `python -m bpgo preflight` says and raise RuntimeError.
+
+        That runs in a process of its own: this one may not have touched a GPU before training processes are launched from it.
+        """
+        command = [sys.executable, "-m", "bpgo", "preflight", self.preset, *self.settings(self.objectives[0], self.seeds[0])]
+        if self.processes > 1:
+            launch = Path(self.scratch.name) / "launch.yaml"
+            launch.write_text(f"num_processes: {self.processes}\n")
+            command += ["--launch", str(launch)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            print(done.stdout, end="")
+            missing = [line for line in done.stdout.splitlines() if line.startswith("Missing: ")] or [done.stderr.strip()]
+            raise RuntimeError("this study cannot run yet\n" + "\n".join(missing))
+        print("preflight: nothing is missing")
+
+    def folder(self, objective: str, seed: int) -> Path:
+        """Where a run lies."""
+        return Path(self.output or self.scratch.name) / "runs" / f"{objective}-{seed}"
 
     def trainer(self, objective: str, seed: int, folder: Path | None = None) -> Trainer:
         """One run. It goes on from what its folder holds, `runs/<objective>-<seed>` in `output` if none is given."""
@@ -62,18 +93,39 @@ class Study:
         for library in (diffusers, transformers):  # their bars and notices
             library.utils.logging.disable_progress_bar()
             library.utils.logging.set_verbosity_error()
-        config = self.config(objective, seed)
-        folder = folder or Path(self.output or self.scratch.name) / "runs" / f"{objective}-{seed}"
+        config, folder = self.config(objective, seed), folder or self.folder(objective, seed)
         return Remembering(config, folder, metrics=self.metrics if config.evaluation.oracle else {}, progress=False)
 
     def variant(self, name: str, *overrides: str) -> Study:
-        """This study with further settings; its runs lie in the folder `name` of its output."""
+        """This study with further settings; its runs lie in the folder `name` of its output, and are trained in this process."""
         place = Path(self.output or self.scratch.name) / name
         return replace(self, overrides=[*self.overrides, *overrides], output=str(place))
 
     def start(self) -> Trainer:
-        """The trainer of a run that nobody trains: the model as it is before."""
+        """The trainer of a run that nobody trains: the model as it is before. With several processes all runs are trained first."""
+        if self.processes > 1:
+            self.launch()
         return self.trainer(self.objectives[0], self.seeds[0], Path(self.scratch.name) / "start")
+
+    def launch(self) -> None:
+        """Train what is not trained yet, each run in several processes (`accelerate.notebook_launcher`).
+
+        RuntimeError from a process that has used a GPU, ValueError from one that has made a Trainer: restart the notebook.
+        """
+        from accelerate import notebook_launcher
+
+        for seed in self.seeds:
+            for name in self.objectives:
+                if not self.finished(name, seed):
+                    with socket.socket() as free:
+                        free.bind(("127.0.0.1", 0))
+                        port = free.getsockname()[1]
+                    notebook_launcher(lambda *run: self.trainer(*run).train(), (name, seed), self.processes, use_port=str(port))
+
+    def finished(self, objective: str, seed: int) -> bool:
+        """Whether a run has ended with these settings, by what its folder holds."""
+        settings, folder = json.loads(json.dumps(to_dict(self.config(objective, seed)))), self.folder(objective, seed)
+        return (folder / "final").exists() and json.loads((folder / "config.json").read_text()) == settings
 
     def train(self) -> tuple[dict[str, list[runs.Run]], dict[str, Scores]]:
         """Train what is not trained yet. By objective: the logs of each seed, and the first seed's evaluation after training."""
