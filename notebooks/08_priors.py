@@ -72,25 +72,26 @@ def groups(size, tau, sigma=0.08, mean=0.57):
     return mean + tau * draws[:, :1] + sigma * draws[:, 1 : 1 + size]
 
 
+def weigh(rewards):  # by equation 2, with the hierarchy's mean and k
+    prior = EmpiricalBayes()
+    return ras_weights(rewards, prior([], rewards), 0.5, prior.sharpness(rewards))
+
+
+# %%
 figure, axes = plots.new_figure(1, 3, (10, 3.0), sharey=True)
 shown = {"chance alone differs": [(12, 0.0, "-"), (12, 0.02, "--"), (12, 0.1, ":")],
          "more samples": [(4, 0.02, "-"), (12, 0.02, "--"), (48, 0.02, ":")]}  # fmt: skip
 for ax, (title, settings) in zip(axes[0], shown.items(), strict=False):
     for size, tau, dashes in settings:
-        rewards, prior = groups(size, tau), EmpiricalBayes()
-        weights = ras_weights(rewards, prior([], rewards), 0.5, prior.sharpness(rewards))
-        order = rewards.mean(1).argsort()
-        ax.plot(rewards.mean(1)[order] - rewards.mean(), weights[order], dashes, color="black", label=f"G = {size}, tau = {tau}")
-    ax.legend(frameon=False, fontsize=8)
+        means = groups(size, tau).mean(1)
+        ax.plot(means.sort().values - means.mean(), weigh(groups(size, tau))[means.argsort()], dashes, color="black", label=f"G = {size}, tau = {tau}")
     plots.labelled(ax, title, "group mean - population mean", "weight w")
 rewards = groups(12, 0.05)
-for scale in (1, 10):
-    prior, scaled = EmpiricalBayes(), scale * rewards
-    weights = ras_weights(scaled, prior([], scaled), 0.5, prior.sharpness(scaled))
-    colour, size = ("black", 30) if scale == 1 else ("white", 3)
-    axes[0, 2].scatter(rewards.mean(1) - rewards.mean(), weights, s=size, color=colour, label=f"rewards x {scale}" if scale == 1 else "x 10 (white)")
-axes[0, 2].legend(frameon=False, fontsize=8)
+for scale, colour, size in ((1, "black", 30), (10, "white", 3)):
+    axes[0, 2].scatter(rewards.mean(1) - rewards.mean(), weigh(scale * rewards), s=size, color=colour, label=f"rewards x {scale} ({colour})")
 plots.labelled(axes[0, 2], "another scale", "group mean - population mean", "weight w")
+for ax in axes[0]:
+    ax.legend(frameon=False, fontsize=8)
 plt.show()
 mean, spread, within = group_moments(rewards)
 print(f"k = {posterior_sharpness(spread - within / 12, within, 12):.1f} for rewards as they are, a tenth of it for ten times the rewards")
