@@ -195,7 +195,8 @@ def test_an_unknown_profile_is_refused(root, capsys, monkeypatch):
     assert "there is no profile 'quik' in reproduce: did you mean 'quick'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "reproduce").glob("*.yaml")))
+# study.yaml is the study's table of runs: tests/test_study.py
+@pytest.mark.parametrize("profile", sorted({path.stem for path in (ROOT / "reproduce").glob("*.yaml")} - {"study"}))
 def test_our_own_profiles_fit_the_notebooks(profile, monkeypatch):
     monkeypatch.chdir(ROOT)
     work = reproduce.jobs(profile)
