@@ -12,15 +12,14 @@ import torch
 import yaml
 
 from .config import Config
-from .files import FILE_TYPES
+from .files import FILE_TYPES, LOGIN
 from .generators.wan import refuse_images
 from .memory import flops, memory, rows
 from .prompts import images_of, key_of, read_prompts
-from .published import Files, Pipeline, needed, pipeline_of, present, weight
+from .published import Files, Pipeline, damage, needed, pipeline_of, present, weight
 
 UTILISATION = 0.4  # assumed: share of the measured matmul rate that a training iteration reaches
 SPARE = 0.9  # share of a device's memory that is planned with: the rest is the allocator's, CUDA's and the rewards' own work
-LOGIN = "accept its terms on its page, then `hf auth login` (before huggingface_hub 1.0: `huggingface-cli login`)"
 
 
 class Report(NamedTuple):
@@ -67,7 +66,7 @@ def preflight(
         if not here:
             wanted += f.stored
             how = "run this again with --download" if f.patterns else "give a folder that exists, a shipped name or a hub id (owner/name)"
-            missing.append(failed.get(f) or f"{f.hub_id} is not here: {LOGIN + ', then ' if f.gated else ''}{how}")
+            missing.append(failed.get(f) or damage(f) or f"{f.hub_id} is not here: {LOGIN + ', then ' if f.gated else ''}{how}")
     free = shutil.disk_usage(_existing(_hub_cache())).free
     lines.append(f"  to download {_size(wanted)}, free on that disk {_size(free)}")
     if wanted > free:

@@ -133,7 +133,7 @@ whole = record("priors", values, output, context={"task": task, "measure": measu
 # - The prior of the hierarchy has the right limits: no differences, no trust; any scale, the same trust; more samples, surer trust.
 # - Whether any of it helps training is what the table says, for this task and as far as the runs go that are there. Look at the ceiling first.
 #
-# **Vary** `task`, `measure`. **Where it breaks:** the hierarchy asks whether a group's reward is *high*, as RAS does. That a high reward is also a *reliable* one is an assumption, which notebook 5 of the plan tests. Groups of very unequal spread share one $\sigma$ here.
+# **Vary** `task`, `measure`. **Where it breaks:** the hierarchy asks whether a group's reward is *high*, as RAS does. That a high reward is also a *reliable* one is an assumption, which H5 of `reproduce/PLAN.md` is to test. Groups of very unequal spread share one $\sigma$ here.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3).

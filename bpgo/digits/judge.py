@@ -7,7 +7,6 @@ oracle: its card states how often, on its test split. Needs no scikit-learn: the
 
 from __future__ import annotations
 
-import itertools
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..files import check_safetensors, resolve
+from ..shapes.oracle import of_groups
 from .captions import parse
 from .pictures import SIDE, show
 
@@ -106,13 +106,7 @@ def diversity(digits: list[int | None], prompt: str) -> float | None:
 
 def group_diversity(pictures: Tensor, prompts: list[str]) -> Tensor:
     """(B,) `diversity` of the group each picture belongs to, NaN where not defined. The pictures of a prompt stand together."""
-    digits, values, start = shipped().read(pictures), [], 0
-    for prompt, group in itertools.groupby(prompts):
-        n = len(list(group))
-        value = diversity(digits[start : start + n], prompt)
-        values += [float("nan") if value is None else value] * n
-        start += n
-    return torch.tensor(values)
+    return of_groups(diversity, shipped().read(pictures), prompts)
 
 
 METRICS = {"accuracy": accuracy, "distance": distance, "diversity": group_diversity}

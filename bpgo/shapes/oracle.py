@@ -10,6 +10,7 @@ checkpoints' cards.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -131,10 +132,15 @@ def _as_said(description: Scene, scene: Scene) -> Scene:
 
 def group_diversity(pictures: Tensor, prompts: list[str]) -> Tensor:
     """(B,) `diversity` of the group each picture belongs to, NaN where not defined. The pictures of a prompt stand together."""
-    scenes, values, start = read(pictures).scenes, [], 0
+    return of_groups(diversity, read(pictures).scenes, prompts)
+
+
+def of_groups(measure: Callable[[list, str], float | None], seen: list, prompts: list[str]) -> Tensor:
+    """(B,) of a measure of each group of what was seen, NaN where it is None. What was seen for a prompt stands together."""
+    values, start = [], 0
     for prompt, group in itertools.groupby(prompts):
         n = len(list(group))
-        value = diversity(scenes[start : start + n], prompt)
+        value = measure(seen[start : start + n], prompt)
         values += [float("nan") if value is None else value] * n
         start += n
     return torch.tensor(values)
