@@ -136,7 +136,8 @@ def failures(work, started):
 
 
 def _reason(notebook, started):
-    if not notebook.exists() or notebook.stat().st_mtime < started:
+    # A cluster's executor makes the log's empty file before the job begins.
+    if not notebook.exists() or not notebook.stat().st_size or notebook.stat().st_mtime < started:
         return "was not run, or could not begin: see above"
     cells = nbformat.read(notebook, as_version=4).cells
     errors = [out for cell in cells for out in cell.get("outputs", ()) if out.output_type == "error"]

@@ -242,3 +242,10 @@ def test_training_runs_of_other_code_or_parameters_are_not_gone_on_with(root, mo
     script.write_text(script.read_text() + "\n# %%\nprint('changed')\n")
     reproduce.clear_stale(work)
     assert not half.exists()
+
+
+def test_a_job_that_could_not_begin_is_listed_as_that(tmp_path):
+    """A cluster leaves an empty log where its job never began: no notebook to read an error from."""
+    empty = tmp_path / "executed.ipynb"
+    empty.touch()
+    assert reproduce._reason(empty, 0.0) == reproduce._reason(tmp_path / "none.ipynb", 0.0) == "was not run, or could not begin: see above"

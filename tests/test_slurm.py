@@ -34,7 +34,7 @@ ReturnToService=2
 MinJobAge=300
 DefMemPerCPU=500
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 CoresPerSocket=2 RealMemory=8000
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
+PartitionName=main Nodes=ALL Default=YES MaxTime=300 State=UP
 """
 
 
@@ -51,11 +51,14 @@ def scheduler(tmp_path_factory):
     for place in (state, spool):
         place.mkdir()
     shutil.chown(state, "slurm")
-    config = folder / "slurm.conf"
+    config = Path("/etc/slurm/slurm.conf")  # where srun looks for it inside a job, to which SLURM_CONF is not passed on
+    if config.exists():
+        pytest.fail(f"{config} is there already: this test would start a second scheduler")
+    config.parent.mkdir(exist_ok=True)
     config.write_text(CONFIG.format(host=socket.gethostname().partition(".")[0], state=state, spool=spool))
     Path("/run/munge").mkdir(exist_ok=True)
     shutil.chown("/run/munge", "munge")
-    environment = os.environ | {"SLURM_CONF": str(config)}
+    environment = dict(os.environ)
     subprocess.run(["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "munged"], check=True)  # refuses to be a second one
     munged = int(Path("/run/munge/munged.pid").read_text())
     log = (folder / "log").open("w")
@@ -74,6 +77,7 @@ def scheduler(tmp_path_factory):
             daemon.terminate()
             daemon.wait(20)
         os.kill(munged, signal.SIGTERM)
+        config.unlink()
 
 
 def study(root, environment):  # noqa: F811
