@@ -220,6 +220,8 @@ class Config:
     """Iterations between checkpoints."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Beside metrics.jsonl, which is always written."""
+    guards: bool = True
+    """Warn when a run stagnates, follows single samples or games its reward: see bpgo.guards. Nothing else changes."""
 
     @field_validator("precision", mode="before")
     @classmethod

@@ -131,12 +131,14 @@ def memory(config: Config, p: Pipeline, rewards: int, prompts: int, processes: i
 
     rewards: bytes of the rewards that share the device. prompts: whose conditions are kept. sharded: by FSDP2 over the processes, with
     gradients exchanged in every backward pass; else every process has all. A device must hold the first and the largest of the second.
-    Saving adds nothing: it gathers one tensor at a time, less than the gathered blocks, onto the CPU of the main process.
+    Saving adds nothing: it gathers one tensor at a time, less than the gathered blocks, onto the CPU of the main process. Not counted
+    there: the text encoders, which it alone keeps of several.
     """
     g, s, half = config.generator, sizes(config, p), 4 if config.generator.dtype == "float32" else 2
     whole, batch = rows(config, processes)
     experts = [name for name in p.parts if name.startswith("transformer")]
     lora, shards = g.lora_rank > 0, processes if sharded else 1
+    encoded = g.offload or processes > 1  # all prompts at the start, after which the encoders leave the device
     blocks = p.transformer["num_layers"] + p.transformer.get("num_single_layers", 0) // 2  # FLUX's single blocks are half the size
     trained = len(experts) * (adapters(config, p) if lora else p.parts["transformer"].parameters)
     held = {name: (part.parameters - part.islands) * half + part.islands * 4 for name, part in p.parts.items()}
@@ -151,13 +153,13 @@ def memory(config: Config, p: Pipeline, rewards: int, prompts: int, processes: i
         "averaged weights": 4 * trained // shards if config.optimiser.ema_decay else 0,
         "buckets of DDP": 4 * trained if processes > 1 and not sharded else 0,
         "gathered blocks": 2 * (held["transformer"] if lora else 4 * p.parts["transformer"].parameters) // blocks if sharded else 0,
-        "rewards": rewards, "conditions": of_prompt * (config.groups if g.offload else prompts),
+        "rewards": rewards, "conditions": of_prompt * (config.groups if encoded else prompts),
     }  # fmt: skip
     parts = {"encode": encoders, "sample": max(frozen.values()), "decode": held["vae"], "update": max(frozen.values())}
     if not g.offload:
-        always |= {"frozen transformers": sum(frozen.values()) // shards, "text encoders": encoders, "autoencoder": held["vae"],
-                   "rollout": buffers}  # fmt: skip
-        parts = dict.fromkeys(parts, 0)
+        always |= {"frozen transformers": sum(frozen.values()) // shards, "text encoders": 0 if encoded else encoders,
+                   "autoencoder": held["vae"], "rollout": buffers}  # fmt: skip
+        parts = dict.fromkeys(parts, 0) | ({"encode": encoders} if encoded else {})
     work = {"encode": 0, "sample": sampling_activations(config, p, batch), "decode": decoding(config, p, batch),
             "update": update_activations(config, p, batch)}  # fmt: skip
     host = {"parked weights": sum(frozen.values()) + encoders + held["vae"], "rollout": buffers} if g.offload else {}

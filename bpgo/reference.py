@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,8 +21,8 @@ from .rewards import Reward
 from .rollout import row_noise
 
 
-def make_prior(config: Config, policy, reward: Reward, prompts: list[str]) -> Prior:
-    """The prior that config.prior names. For the SFT kinds, policy must still be the starting model."""
+def make_prior(config: Config, policy, reward: Reward, prompts: list[str], conditions: Callable | None = None) -> Prior:
+    """The prior that config.prior names. For the SFT kinds, policy must still be the starting model. conditions: as `evaluate` takes it."""
     p = config.prior
     if p.kind == "running_mean":
         return RunningMean(p.momentum)
@@ -31,11 +32,11 @@ def make_prior(config: Config, policy, reward: Reward, prompts: list[str]) -> Pr
         return Constant(p.value)
     if p.kind == "first_frame":
         return PerPrompt(first_frame_rewards(policy, reward, prompts))
-    table = reference_rewards(config, policy, reward, prompts)
+    table = reference_rewards(config, policy, reward, prompts, conditions)
     return PerPrompt(table) if p.kind == "sft_per_prompt" else Constant(sum(table.values()) / len(table))
 
 
-def reference_rewards(config: Config, policy, reward: Reward, prompts: list[str]) -> dict[str, float]:
+def reference_rewards(config: Config, policy, reward: Reward, prompts: list[str], conditions: Callable | None = None) -> dict[str, float]:
     """Mean reward of config.prior.samples pictures of each prompt, by config.evaluation.steps ODE steps of this policy.
 
     Kept in $BPGO_CACHE (or ~/.cache/bpgo) under a fingerprint of weights, reward, prompts and sampling; found there, nothing is sampled.
@@ -56,7 +57,8 @@ def reference_rewards(config: Config, policy, reward: Reward, prompts: list[str]
     chunk = max(1, config.groups * config.group_size // config.prior.samples)
     for start in range(0, len(prompts), chunk):
         part = prompts[start : start + chunk]
-        scores = evaluate(policy, part, {"reward": reward}, config.prior.samples, config.evaluation.steps, config.sampling.shift, micro)
+        scores = evaluate(policy, part, {"reward": reward}, config.prior.samples, config.evaluation.steps, config.sampling.shift, micro,
+                          conditions, keep=False)  # fmt: skip
         table |= dict(zip(map(key_of, part), scores.scores["reward"].mean(1).tolist(), strict=True))
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(place, json.dumps(table))

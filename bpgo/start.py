@@ -19,7 +19,7 @@ from .parallel import sharded
 from .reference import cache, weights_fingerprint
 
 POLICY_SETTINGS = ("height", "width", "frames", "guidance", "guidance_2", "cfg_gradient", "negative_prompt", "max_sequence_length")
-EXTENDABLE = ("iterations:", "checkpoint_every:", "tracker:")  # settings that may change when a run is gone on with
+EXTENDABLE = ("iterations:", "checkpoint_every:", "tracker:", "guards:")  # settings that may change when a run is gone on with
 
 
 def open_output(output: Path, config: Config) -> None:
@@ -68,15 +68,25 @@ def load_policy(config: Config, accelerator: Accelerator):
     return policy
 
 
-def make_conditions(config: Config, policy, prompts: list[str]) -> Conditions:
-    """What encodes prompts, each once. With generator.offload all of these now, to disk: then the encoders leave the device for good."""
-    if not config.generator.offload:
+def make_conditions(config: Config, policy, prompts: list[str], accelerator: Accelerator) -> Conditions:
+    """What encodes prompts, each once.
+
+    With generator.offload, or with several processes, all of these now, to disk: then the encoders leave the device for good. Processes
+    share the work, and the main one keeps the encoders, on the CPU, to export them with the rest.
+    """
+    several = accelerator.num_processes > 1
+    if not (config.generator.offload or several):
         return Conditions(policy)
     given = to_dict(config)["generator"]
     encoders = {name: getattr(policy.pipeline, name) for name in policy.encoders}
     folder = cache("conditions", [[given[name] for name in ("path", "dtype", *POLICY_SETTINGS)], weights_fingerprint(encoders)])
     conditions = Conditions(policy, folder)
-    conditions.prepare(prompts)
+    conditions.prepare(prompts[accelerator.process_index :: accelerator.num_processes])
+    accelerator.wait_for_everyone()
+    conditions.prepare(prompts)  # what another machine has encoded onto a disk of its own
+    if several:
+        for encoder in encoders.values():
+            encoder.to("cpu" if accelerator.is_main_process else "meta")
     return conditions
 
 

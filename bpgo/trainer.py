@@ -13,6 +13,7 @@ import math
 import random
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import checkpoint, objective
+from . import checkpoint, guards, objective
 from .card import export
 from .config import Config, to_dict
 from .evaluation import Metric, Scores, check_prompts, evaluate, shares, try_metrics
@@ -41,7 +42,8 @@ from .update import update_policy
 class Trainer:
     """One run in one folder. The same config and folder go on from the newest checkpoint; another config is refused.
 
-    output: metrics.jsonl, timing.jsonl, evaluations.jsonl, config.json, checkpoint-*/ and, at the end, final/ for plain diffusers.
+    output: metrics.jsonl, timing.jsonl, evaluations.jsonl, warnings.jsonl, config.json, checkpoint-*/ and, at the end, final/ for plain
+    diffusers.
     reward, prompts, policy: instead of what the config names. metrics: further measures `(pixels, prompts) -> (B,)`, or a dict of several,
     for evaluation. Reward and measures are tried on noise before anything is written.
     """
@@ -95,9 +97,9 @@ class Trainer:
         self.metrics |= metrics
         try_metrics(self.policy, self.prompts[0], self.metrics)
         self._prepare()
-        self.conditions = make_conditions(config, self.policy, [*self.prompts, *self.evaluation_prompts])
+        self.conditions = make_conditions(config, self.policy, [*self.prompts, *self.evaluation_prompts], self.accelerator)
         with torch.random.fork_rng([]):  # a prior that is found in the cache draws nothing
-            self.prior = make_prior(config, self.policy, self.reward, self.prompts)
+            self.prior = make_prior(config, self.policy, self.reward, self.prompts, self.conditions)
 
     def _prepare(self) -> None:
         o, placed = self.config.optimiser, self.config.generator.offload
@@ -129,11 +131,14 @@ class Trainer:
             metrics = self.step()
             bar.update()
             bar.set_postfix(reward=f"{metrics['reward']:.4f}")
+            if self.iteration % guards.WINDOW == 0:
+                self._guard()
             if self.iteration % self.config.checkpoint_every == 0:
                 self.save_checkpoint()
         bar.close()
         self.save_checkpoint()
         self._log_evaluation()
+        self._guard()
         trained = [getattr(self.policy.pipeline, name) for name in self.policy.modules]
         with memory_explained(self.config), self.averaged_weights(), whole_weights(trained):
             if self.accelerator.is_main_process:
@@ -285,7 +290,8 @@ class Trainer:
             self.iteration = self.saved = state["iteration"]
         if self.finished:
             return
-        for name, kept in (("metrics", self.iteration + 1), ("timing", self.iteration + 1), ("evaluations", self.iteration)):
+        for name, kept in (("metrics", self.iteration + 1), ("timing", self.iteration + 1), ("warnings", self.iteration + 1),
+                           ("evaluations", self.iteration)):  # fmt: skip
             file = self.output / f"{name}.jsonl"
             if file.exists() and self.accelerator.is_main_process:
                 lines = [line for line in file.read_text().splitlines(True) if line.endswith("\n")]
@@ -328,6 +334,14 @@ class Trainer:
         means = {name: None if math.isnan(mean) else mean for name, mean in found.means().items()}
         self._log("evaluations.jsonl", {"iteration": self.iteration, **means, "scores": scores})
         self.accelerator.log({f"evaluation/{k}": v for k, v in found.means().items()}, step=self.iteration)
+
+    def _guard(self) -> None:
+        """Say what the guards see in the logs, each of them once a run."""
+        if not (self.config.guards and self.accelerator.is_main_process):
+            return
+        for name, words in guards.look(self.output, self.config).items():
+            self._log("warnings.jsonl", {"iteration": self.iteration, "guard": name, "warning": words})
+            warnings.warn(f"{name}, at iteration {self.iteration}: {words}", guards.TrainingWarning, stacklevel=3)
 
     def _log(self, name: str, row: dict) -> None:
         if self.accelerator.is_main_process:

@@ -31,6 +31,7 @@ from notebooks import RequestError, locked, nearest
 
 HERE = Path(__file__).resolve().parent
 RESULTS, WORK = Path("reproduce/results/study"), Path("runs/study")
+SILENT = {"guards"}  # settings that move no number, so that a run's name does not depend on them
 OURS = {"mix", "rule", "corruption", "level"}  # settings of the study itself, see `trainer`
 ENOUGH = 8  # samples of a prompt from which its group is looked at by itself
 CURVES = ("reward", "reward_std", "prior", "k", "weight_mean", "weight_min", "weight_max", "rank_inversions", "zero_variance_groups",
@@ -66,7 +67,8 @@ def table(path=HERE / "study.yaml"):
             common = plan["tasks"][task]
             ours = {key: value for key, value in given.items() if key in OURS and value not in (None, "none")}
             config = configure(common["preset"], common["settings"] | {k: v for k, v in given.items() if k not in OURS})
-            digest = hashlib.sha256(json.dumps([to_dict(config), ours], sort_keys=True).encode()).hexdigest()[:8]
+            settings = {key: value for key, value in to_dict(config).items() if key not in SILENT}
+            digest = hashlib.sha256(json.dumps([settings, ours], sort_keys=True).encode()).hexdigest()[:8]
             for seed in experiment["seeds"]:
                 rows.append(dict(experiment=name, arm=arm, task=task, seed=seed, run=f"{task}-{config.objective.name}-{digest}-s{seed}",
                                  preset=common["preset"], settings=common["settings"] | given))  # fmt: skip
@@ -119,6 +121,7 @@ def run(row):
     record = {
         "run": row["run"], "task": row["task"], "seed": row["seed"],
         "settings": row["settings"], "code": code_version() | {"digest": code_digest()},
+        "warnings": read_log(work.output / "warnings.jsonl") if (work.output / "warnings.jsonl").exists() else [],
         "curves": {name: [_short(line[name]) for line in metrics] for name in CURVES},
         "evaluations": [{name: _short(value) for name, value in entry.items()} for entry in evaluations],
         "prompts": {name: [_short(_mean(values)) for values in table] for name, table in last.items()},

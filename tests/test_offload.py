@@ -1,7 +1,10 @@
 """Parts of a pipeline that wait on the CPU, prompts that are encoded once, and what is said when memory runs out."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from accelerate import Accelerator
 from test_parallel import WORDS, presets, video_reward  # noqa: F401 (fixtures)
 
 from bpgo import trainer as trainer_module
@@ -11,7 +14,7 @@ from bpgo.evaluation import encode
 from bpgo.generators import load_generator
 from bpgo.generators.offload import Parking
 from bpgo.prompts import read_prompts
-from bpgo.start import memory_explained
+from bpgo.start import load_policy, make_conditions, memory_explained
 from bpgo.trainer import Trainer
 
 
@@ -81,6 +84,30 @@ def test_conditions_on_disk_are_those_in_memory(name, tmp_path):
     if name != "tiny-flux":  # zeros past the prompts' ends are not stored
         raw = sum(v[:1].numel() for v in expected.values()) * 4
         assert max(f.stat().st_size for f in (tmp_path / "conditions").iterdir()) < raw
+
+
+def test_processes_share_the_encoding_then_free_the_encoders(presets, tmp_path, monkeypatch):  # noqa: F811
+    """Two processes that share a disk, one of them run where the other waits for it."""
+    monkeypatch.setenv("BPGO_CACHE", str(tmp_path / "cache"))
+    config = read_config(presets["i2v"])
+    prompts = read_prompts(config.prompts)
+    policy, encoded, moved = load_policy(config, Accelerator()), [], []
+    encoding, encoder = policy.encode, policy.pipeline.text_encoder
+    expected = Conditions(policy)(prompts)
+    monkeypatch.setattr(policy, "encode", lambda words, images: (encoded.append(words), encoding(words, images))[1])
+    monkeypatch.setattr(encoder, "to", lambda place: moved.append((place, len(encoded))))
+
+    def rank(index, wait):
+        told = SimpleNamespace(num_processes=2, process_index=index, is_main_process=index == 0, wait_for_everyone=wait)
+        return make_conditions(config, policy, [*prompts, *prompts], told)
+
+    conditions = rank(0, lambda: (encoded.append("rank 0 waits"), rank(1, lambda: None)))
+    assert len(prompts) == len(WORDS) and sorted(map(str, encoded)) == sorted([*(str([str(p)]) for p in prompts), "rank 0 waits"])
+    assert encoded.index("rank 0 waits") == len(prompts) // 2
+    assert moved == [("meta", len(encoded)), ("cpu", len(encoded))], "when all is encoded; the main process exports them later"
+    monkeypatch.setattr(policy, "encode", None)
+    for name, value in conditions(prompts).items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_running_out_of_memory_names_what_to_change():

@@ -271,6 +271,15 @@ def test_with_offload_only_what_is_at_work_and_what_is_trained_stays():
     assert always["trained weights"] == held["trained weights"] > 0
 
 
+def test_several_processes_encode_first_and_then_free_the_encoders():
+    config, pipeline = read_config("t2i-flux"), published("black-forest-labs/FLUX.1-dev")
+    (one, phases, _), (several, first, _) = (memory(config, pipeline, 0, 1000, processes) for processes in (1, 8))
+    words = one["text encoders"]
+    assert words == sum(2 * pipeline.parts[name].parameters for name in ("text_encoder", "text_encoder_2"))
+    assert (several["text encoders"], first["encode"] - phases["encode"]) == (0, words)
+    assert several["conditions"] * 1000 == one["conditions"] * config.groups
+
+
 def test_shards_are_divided_and_copies_are_not():
     config, pipeline = read_config("t2i-flux"), published("black-forest-labs/FLUX.1-dev")
     (one, *_), (copies, *_), (shards, *_) = (memory(config, pipeline, 0, 1, *given) for given in ((1,), (8,), (8, True)))
@@ -290,7 +299,7 @@ def test_what_is_to_be_sharded_waits_on_the_cpu(monkeypatch):
     assert places == {"transformer": {"cpu"}, "transformer_2": {"cpu"}, "vae": {"meta"}, "text_encoder": {"meta"}}
     assert policy.device.type == "meta"
     *_, host = memory(config, read_pipeline(SHIPPED / "tiny-wan-image"), 0, 1, 2, True)
-    assert host == {"loading": sum(p.nbytes for p in trained(policy))}
+    assert host == { "loading": sum(p.nbytes for p in trained(policy))}
 
 
 def test_shards_take_their_device_a_block_at_a_time(monkeypatch):

@@ -18,7 +18,8 @@ from ..records import CHECKOUT
 from .statistics import bootstrap_mean, holm, paired
 
 RESULTS = CHECKOUT / "reproduce" / "results" / "study"
-APART = {"analysis", "preflight.py", "memory.py", "published.py", "card.py", "bench.py", "records.py", "__main__.py"}  # move no number
+# Parts of the package that move no number of a run.
+APART = {"analysis", "preflight.py", "memory.py", "published.py", "card.py", "bench.py", "records.py", "guards.py", "__main__.py"}
 
 
 def read(folder: str | Path = "") -> tuple[pd.DataFrame, dict[str, dict]]:
