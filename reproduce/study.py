@@ -3,21 +3,25 @@
     python reproduce/study.py             run what is missing (again after any kill, without flags), then write the table
     python reproduce/study.py list        the table of runs, and which are there
     python reproduce/study.py run NAME    one run, by itself
+    python reproduce/study.py again       three recorded runs (or those named) once more, elsewhere: do all numbers come again?
 
 Results, in reproduce/results/study: runs/NAME.json, a record a run; runs.csv, which experiment and arm needs which run; table.csv, a
 row for each run and evaluation, with its settings and the version of the code. Training goes on in runs/study, which git ignores.
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
 import itertools
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -143,6 +147,32 @@ def _mean(values):
     return sum(known) / len(known) if known else None
 
 
+def again(rows):
+    """Run these once more in a folder of their own. Returns how many gave another number than their record."""
+    home, changed = Path.cwd(), 0
+    for row in rows:
+        with tempfile.TemporaryDirectory() as elsewhere, contextlib.chdir(elsewhere):
+            run(row)
+            old, new = (_numbers(json.loads((at / RESULTS / "runs" / f"{row['run']}.json").read_text())) for at in (home, Path(elsewhere)))
+        other = [name for name in old | new if old.get(name) != new.get(name)]
+        changed += bool(other)
+        told = f"all {len(old)} numbers came again"
+        if other:
+            told = f"{len(other)} of {len(old)} numbers differ, such as {other[0]}: {old.get(other[0])} before, {new.get(other[0])} now"
+        print(f"{row['run']}: {told}", flush=True)
+    return changed
+
+
+def _numbers(record, prefix=""):
+    """{path: value} of everything a record measured: not of what it was measured with, nor of times."""
+    items = record.items() if isinstance(record, dict) else enumerate(record)
+    found = {}
+    for key, value in items:
+        if prefix or key in ("curves", "evaluations", "prompts", "groups"):
+            found |= _numbers(value, f"{prefix}{key}/") if isinstance(value, (dict, list)) else {f"{prefix}{key}": value}
+    return found
+
+
 # ----------------------------------------------------------------------------------------------------------- all the runs
 
 
@@ -185,8 +215,9 @@ def snakemake(rows, lock, options):
 
 def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("verb", nargs="?", default="all", choices=["all", "list", "run", "tables"], metavar="list | run | tables")
-    parser.add_argument("names", nargs="*", help="runs (of run), or experiments (else): all by default")
+    verbs = ["all", "list", "run", "again", "tables"]
+    parser.add_argument("verb", nargs="?", default="all", choices=verbs, metavar=" | ".join(verbs[1:]))
+    parser.add_argument("names", nargs="*", help="runs (of run and again), or experiments (else): all by default")
     parser.add_argument("--plan", default=HERE / "study.yaml", help="another table of runs")
     parser.add_argument("--root", type=Path, default=HERE.parent, help="the folder that gets reproduce/results and runs")
     parser.add_argument("--cores", default="all", help="how many runs at a time (%(default)s)")
@@ -198,7 +229,7 @@ def main(words=None):
     os.chdir(options.root)
     try:
         rows = table(options.plan)
-        known = {row["run" if options.verb == "run" else "experiment"] for row in rows}
+        known = {row["run" if options.verb in ("run", "again") else "experiment"] for row in rows}
         if unknown := set(options.names) - known:
             raise RequestError(f"there is no {min(unknown)!r}{nearest(min(unknown), known)}")
     except RequestError as error:
@@ -208,6 +239,13 @@ def main(words=None):
         for row in {row["run"]: row for row in rows if row["run"] in options.names}.values():
             run(row)
         return 0
+    if options.verb == "again":
+        recorded = {row["run"]: row for row in rows if (RESULTS / "runs" / f"{row['run']}.json").exists()}
+        names = options.names or random.sample(list(recorded), min(3, len(recorded)))
+        if missing := set(names) - recorded.keys():
+            print(f"study.py: {min(missing)} has no record to compare with", file=sys.stderr)
+            return 2
+        return int(again([recorded[name] for name in names]) > 0)
     chosen = [row for row in rows if not options.names or row["experiment"] in options.names]
     names = list(dict.fromkeys(row["run"] for row in chosen))
     records = {name: RESULTS / "runs" / f"{name}.json" for name in names}

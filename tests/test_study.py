@@ -201,7 +201,7 @@ def test_a_study_killed_three_times_ends_as_the_undisturbed_one(tmp_path):
             assert 0.5 <= min(record["curves"]["weight_min"]) and max(record["curves"]["weight_max"]) <= 1.5
 
 
-def test_a_run_by_itself_leaves_its_record(tmp_path, monkeypatch):
+def test_a_run_by_itself_leaves_its_record_and_comes_again(tmp_path, monkeypatch, capsys):
     """A ceiling run: weights 1 + alpha times agreement; groups measured against the truth before, between and after."""
     (tmp_path / "plan.yaml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
@@ -217,6 +217,14 @@ def test_a_run_by_itself_leaves_its_record(tmp_path, monkeypatch):
         assert all(v is None or np.isfinite(v) for values in kept.values() for v in values)
     assert 0.5 <= min(record["curves"]["weight_min"]) <= max(record["curves"]["weight_max"]) <= 1.5
     assert not (tmp_path / "runs" / "study" / row["run"]).exists()  # only what the record needs is kept
+    given = ["--plan", "plan.yaml", "--root", str(tmp_path)]
+    record["curves"]["reward"][1] = 0.123
+    (tmp_path / "reproduce" / "results" / "study" / "runs" / f"{row['run']}.json").write_text(json.dumps(record))
+    assert study.main(["again", row["run"], *given]) == 1
+    said = capsys.readouterr().out
+    assert f"{row['run']}: 1 of " in said and "such as curves/reward/1: 0.123 before" in said, "and all others came again"
+    other = next(row for row in study.table(tmp_path / "plan.yaml") if row["arm"] == "noisy")
+    assert study.main(["again", other["run"], *given]) == 2 and "has no record to compare with" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------- evidence
