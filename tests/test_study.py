@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import study
 import study_trainer
 import torch
 
-from bpgo.analysis import evidence
+from bpgo.analysis import evidence, plots
 from bpgo.shapes import clip_oracle, oracle
 from bpgo.shapes.captions import parse
 from bpgo.shapes.clips import Clip, draw_clips
@@ -252,7 +253,31 @@ def test_evidence_pairs_by_seed_and_says_what_is_missing(tmp_path):
     assert evidence.final(plan, records, "a", "t2i", "y").isna().all(axis=None)
     with pytest.raises(ValueError, match="no run of b on t2i is planned"):
         evidence.final(plan, records, "b", "t2i", "x")
+    assert evidence.so_far(plan, {}, "a", "t2i", "x").isna().all(axis=None)
+    with pytest.raises(ValueError, match="no run of b on t2i is planned"):
+        evidence.so_far(plan, {}, "b", "t2i", "x")
     with pytest.raises(ValueError, match="no run of a on t2i is recorded yet"):
         evidence.final(plan, {}, "a", "t2i", "x")
     with pytest.raises(FileNotFoundError, match="run `make study`"):
         evidence.read(tmp_path / "none")
+
+
+def test_a_grid_has_its_settings_as_rows_and_columns_and_marks_what_is_level_with_the_best():
+    cells = {"a=1 b=0.5": [0.1, 0.2, 0.15], "a=1 b=2.0": [0.9, 1.0, 0.94], "a=3 b=0.5": [0.91, 0.98, 0.96], "a=3 b=2.0": [np.nan] * 3}
+    mean, level = evidence.grid(pd.DataFrame(cells))
+    assert (mean.index.name, list(mean.index), mean.columns.name, list(mean.columns)) == ("a", ["1", "3"], "b", ["0.5", "2.0"])
+    assert mean.loc["1", "0.5"] == pytest.approx(0.15) and np.isnan(mean.loc["3", "2.0"])
+    assert level.to_numpy().tolist() == [[False, True], [True, False]]
+    empty, none = evidence.grid(pd.DataFrame(cells) * np.nan)
+    assert empty.isna().all(axis=None) and not none.any(axis=None)
+    with pytest.raises(ValueError, match="two settings an arm"):
+        evidence.grid(pd.DataFrame({"grpo": [0.1]}))
+
+
+def test_a_heat_map_writes_every_number_frames_what_is_marked_and_says_what_was_not_run():
+    figure, [[ax]] = plots.new_figure()
+    plots.heat_map(ax, pd.DataFrame([[0.25, np.nan]], index=["1"], columns=["x", "y"]), np.array([[True, False]]))
+    assert [text.get_text() for text in ax.texts] == ["0.25", "not run"] and len(ax.patches) == 1
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["x", "y"]
+    plots.heat_map(ax, pd.DataFrame([[np.nan]]), np.array([[False]]))
+    plots.plt.close(figure)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..records import CHECKOUT
-from .statistics import bootstrap_mean, holm, paired
+from .statistics import bootstrap_mean, holm, level_with_best, paired
 
 RESULTS = CHECKOUT / "reproduce" / "results" / "study"
 # Parts of the package that move no number of a run.
@@ -48,13 +48,36 @@ def final(plan: pd.DataFrame, records: dict, experiment: str, task: str, measure
 
     Raises ValueError where the plan has no such experiment and task, or none of its runs is recorded.
     """
+    table = so_far(plan, records, experiment, task, measure)
+    if not set(plan["run"][(plan["experiment"] == experiment) & (plan["task"] == task)]) & records.keys():
+        raise ValueError(f"no run of {experiment} on {task} is recorded yet: `make study ARGS='all {experiment}'`")
+    return table
+
+
+def so_far(plan: pd.DataFrame, records: dict, experiment: str, task: str, measure: str) -> pd.DataFrame:
+    """As `final`, but all NaN where nothing is recorded yet. Raises ValueError where the plan has no such experiment and task."""
     rows = plan[(plan["experiment"] == experiment) & (plan["task"] == task)]
-    if not set(rows["run"]) & records.keys():
-        how = "recorded yet" if len(rows) else "planned"
-        raise ValueError(f"no run of {experiment} on {task} is {how}: `make study ARGS='all {experiment}'`")
+    if rows.empty:
+        raise ValueError(f"no run of {experiment} on {task} is planned: see reproduce/study.yaml")
     values = [records[run]["evaluations"][-1].get(measure) if run in records else None for run in rows["run"]]
     table = rows.assign(value=pd.to_numeric(values)).pivot(index="seed", columns="arm", values="value")
     return table[list(dict.fromkeys(rows["arm"]))]
+
+
+def grid(ended: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Arms named "a=1 b=2", of `final`, as a table: a in rows, b in columns. Mean over seeds, and whether a cell is level with the best.
+
+    Cells without a run are NaN, and not level. See `statistics.level_with_best`. Raises ValueError for other names.
+    """
+    named = [[part.partition("=") for part in arm.split()] for arm in ended]
+    if any(len(parts) != 2 or not all(equals for _, equals, _ in parts) for parts in named):
+        raise ValueError(f"a grid has two settings an arm, such as 'alpha=0.5 kappa=1.0', not {next(iter(ended))!r}")
+    (rows, _, _), (columns, _, _) = named[0]
+    level = level_with_best(ended.to_numpy(float).T) if ended.notna().any(axis=None) else np.zeros(ended.shape[1], bool)
+    places = {rows: [a for (_, _, a), _ in named], columns: [b for _, (_, _, b) in named]}
+    cells = pd.DataFrame({**places, "mean": ended.mean().to_numpy(), "level": level})
+    orders = [list(dict.fromkeys(cells[name])) for name in (rows, columns)]
+    return tuple(cells.pivot(index=rows, columns=columns, values=name).loc[*orders] for name in ("mean", "level"))
 
 
 def curves(plan: pd.DataFrame, records: dict, experiment: str, task: str, name: str) -> dict[str, np.ndarray]:

@@ -80,6 +80,22 @@ def runs_by_arm(ax: Axes, table, start: float) -> None:
     ax.set_xticks(range(len(names)), [name if ok else f"{name}\n(not run)" for name, ok in zip(names, known, strict=True)])
 
 
+def heat_map(ax: Axes, table, marked, form: str = "{:.2f}") -> None:
+    """A cell for each value of a table (rows, columns), darker for more, with its number; framed where `marked` (rows, columns) is true.
+
+    Rows and columns keep their names; a cell that is NaN is empty and says so.
+    """
+    values, marked = table.to_numpy(float), np.asarray(marked)
+    low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0, 1)
+    ax.imshow(values, cmap="Greys", vmin=low - 0.1 * (high - low), vmax=high + 0.6 * (high - low) or 1, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        ax.text(j, i, form.format(value) if np.isfinite(value) else "not run", ha="center", va="center", fontsize=9)
+        if marked[i, j]:
+            ax.add_patch(plt.Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor="black", linewidth=1.5))
+    ax.set_xticks(range(table.shape[1]), [str(name) for name in table.columns])
+    ax.set_yticks(range(table.shape[0]), [str(name) for name in table.index])
+
+
 def strips(ax: Axes, values, filled, names: Sequence[str]) -> None:
     """A horizontal strip of dots per group: values (N, G), the first on top; solid if `filled`, else hollow.
 
