@@ -170,10 +170,29 @@ def memory(config: Config, p: Pipeline, rewards: int, prompts: int, processes: i
 def flops(config: Config, p: Pipeline, processes: int = 1) -> float:
     """Floating-point operations of one iteration of one process: the transformer's, in rollout and updates.
 
-    A pass is 2 x weights x tokens, and 4 L^2 d a layer for attention. A trained step costs three passes, two if the weights are frozen
-    (LoRA: no gradients of them), one more with checkpointing. Evaluation, decoding, rewards and text encoders are not counted.
+    A trained step costs three passes, two if the weights are frozen (LoRA: no gradients of them), one more with checkpointing. Decoding,
+    rewards and text encoders are not counted.
     """
-    s, t, g = sizes(config, p), p.transformer, config.generator
+    g, (made, trained) = config.generator, steps(config)
+    passes = made + trained * config.optimiser.epochs * (3 - (g.lora_rank > 0) + g.gradient_checkpointing)
+    return _pass(config, p) * rows(config, processes)[0] * passes
+
+
+def flops_beside(config: Config, p: Pipeline, training: int, evaluation: int, processes: int = 1) -> float:
+    """Floating-point operations of the transformer in a whole run that are not its iterations', of all processes: evaluations and prior.
+
+    training, evaluation: how many prompts there are of each. Processes share the evaluations, and each samples for an SFT prior, which
+    is then kept: another run with it costs nothing more.
+    """
+    e = config.evaluation
+    times = -(-config.iterations // (e.every or config.iterations)) + 1
+    reference = training * config.prior.samples * processes if config.prior.kind.startswith("sft") else 0
+    return _pass(config, p) * e.steps * (times * evaluation * e.samples + reference)
+
+
+def _pass(config: Config, p: Pipeline) -> float:
+    """Operations of one sample's way through the transformer: 2 x weights x tokens, and 4 L^2 d a layer for attention."""
+    s, t = sizes(config, p), p.transformer
     d, n = s.width, s.tokens
     if s.kind == "flux":
         n += s.text
@@ -181,6 +200,4 @@ def flops(config: Config, p: Pipeline, processes: int = 1) -> float:
     else:
         matrices = 6 * d * d + 2 * d * s.ffn  # of a token: self-attention's four, cross-attention's query and output, feed-forward's two
         layer, layers = 2 * n * matrices + 4 * s.text * d * d + 4 * n * (n + s.text) * d, t["num_layers"]
-    made, trained = steps(config)
-    passes = made + trained * config.optimiser.epochs * (3 - (g.lora_rank > 0) + g.gradient_checkpointing)
-    return float(layer * layers * s.copies * rows(config, processes)[0] * passes)
+    return float(layer * layers * s.copies)

@@ -14,7 +14,7 @@ import yaml
 from .config import Config
 from .files import FILE_TYPES, LOGIN
 from .generators.wan import refuse_images
-from .memory import flops, memory, rows
+from .memory import flops, flops_beside, memory, rows
 from .prompts import images_of, key_of, read_prompts
 from .published import Files, Pipeline, damage, needed, pipeline_of, present, weight
 
@@ -72,11 +72,11 @@ def preflight(
     if wanted > free:
         missing.append(f"the disk lacks {_size(wanted - free)}: make room, or point HF_HOME at another disk")
     pipeline = pipeline_of(config.generator.path)
-    count = _prompts(config, pipeline, missing)
+    training, evaluation, different = _prompts(config, pipeline, missing)
     if pipeline is None:
         return Report("\n".join([*lines, "Memory and time: not known without the generator's files", *_listed(missing)]), missing)
-    lines += _memory_lines(config, pipeline, count, launch, device_bytes, missing)
-    lines += _time_lines(config, pipeline, launch, rate)
+    lines += _memory_lines(config, pipeline, different, launch, device_bytes, missing)
+    lines += _time_lines(config, pipeline, training, evaluation, launch, rate)
     return Report("\n".join([*lines, *_listed(missing)]), missing)
 
 
@@ -101,9 +101,9 @@ def _fetch(f: Files) -> list[str]:
     return []
 
 
-def _prompts(config: Config, pipeline: Pipeline | None, missing: list[str]) -> int:
-    """How many different prompts there are; what cannot be read or used goes to `missing`."""
-    found, g, with_images = set(), config.generator, pipeline is not None and pipeline.class_name == "WanImageToVideoPipeline"
+def _prompts(config: Config, pipeline: Pipeline | None, missing: list[str]) -> tuple[int, int, int]:
+    """How many prompts there are for training and for evaluation, and how many different ones; what cannot be used goes to `missing`."""
+    found, counts, g, with_images = set(), {}, config.generator, pipeline is not None and pipeline.class_name == "WanImageToVideoPipeline"
     for key, path in (("prompts", config.prompts), ("evaluation.prompts", config.evaluation.prompts)):
         try:
             read = read_prompts(path) if path else []
@@ -116,10 +116,12 @@ def _prompts(config: Config, pipeline: Pipeline | None, missing: list[str]) -> i
             form = ' a line {"prompt": "...", "image": "path from this file"} each' if with_images else " a prompt a line"
             missing.append(f"{key}: {says}. Give a file with{form}, by {key}=FILE")
             continue
+        counts[key] = len(read)
         if key == "prompts" and len(read) < config.groups:
             missing.append(f"prompts: groups={config.groups} an iteration, and {path} has {len(read)}: lower groups, or add prompts")
         found |= set(map(key_of, read))
-    return len(found)
+    training = counts.get("prompts", 0)
+    return training, counts.get("evaluation.prompts") or training, len(found)
 
 
 def _memory_lines(config: Config, p: Pipeline, prompts: int, launch: Launch, planned: int | None, missing: list[str]) -> list[str]:
@@ -164,15 +166,16 @@ def remedies(config: Config, always: dict[str, int], phases: dict[str, int], lau
     return [name for name in sorted(saves, key=saves.get, reverse=True) if saves[name]]
 
 
-def _time_lines(config: Config, p: Pipeline, launch: Launch, planned: float | None) -> list[str]:
+def _time_lines(config: Config, p: Pipeline, training: int, evaluation: int, launch: Launch, planned: float | None) -> list[str]:
     rate = planned or matmul_rate(config.precision == "bf16" or config.generator.dtype == "bfloat16")
-    work = flops(config, p, launch.processes)
+    work, beside = flops(config, p, launch.processes), flops_beside(config, p, training, evaluation, launch.processes)
     seconds = work / rate / UTILISATION
-    hours = seconds * config.iterations * launch.processes / 3600
+    hours, more = seconds * config.iterations * launch.processes / 3600, beside / rate / UTILISATION / 3600
     origin = "planned" if planned else "of a matrix product here"
     return [f"Time, if {UTILISATION:.0%} (assumed) of the {rate / 1e12:.3g} TFLOP/s {origin} is reached",
-            f"  {work:.2g} operations of the transformer an iteration and process (decoding, rewards, prior and evaluations not counted)",
-            f"  {seconds:.3g} s an iteration, {hours:.3g} device hours for {config.iterations} iterations"]  # fmt: skip
+            f"  {work:.2g} operations of the transformer an iteration and process (decoding and rewards not counted)",
+            f"  {seconds:.3g} s an iteration, {hours:.3g} device hours for {config.iterations} iterations",
+            f"  {more:.3g} device hours more for evaluations and prior, {hours + more:.3g} in all"]  # fmt: skip
 
 
 def matmul_rate(half: bool) -> float:

@@ -17,15 +17,17 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from bpgo import preflight as checks
-from bpgo.config import read_config
+from bpgo.config import build_config, read_config
 from bpgo.files import SHIPPED
-from bpgo.memory import adapters, decoding, flops, memory, rows, sampling_activations, sizes, steps, update_activations
+from bpgo.generators.flux import FluxPolicy
+from bpgo.memory import adapters, decoding, flops, flops_beside, memory, rows, sampling_activations, sizes, steps, update_activations
 from bpgo.preflight import Launch, preflight, read_launch, run
 from bpgo.prompts import read_prompts
 from bpgo.published import PARTS, SCORERS, needed, pipeline_of, present, published, read_pipeline, weight
 from bpgo.rewards import REWARDS, clip
 from bpgo.sde import sigma_grid
 from bpgo.start import load_policy
+from bpgo.trainer import Trainer
 
 ACCELERATE = Path(__file__).parent.parent / "reproduce" / "accelerate"
 
@@ -532,3 +534,23 @@ def test_a_planned_device_s_rate_makes_the_time():
     seconds = flops(config, published(config.generator.path), 8) / 6e14 / checks.UTILISATION
     assert f"{seconds:.3g} s an iteration, {seconds * 300 * 8 / 3600:.3g} device hours for 300 iterations" in text
     assert "of the 600 TFLOP/s planned" in text
+
+
+@pytest.mark.parametrize(("every", "evaluations"), [(None, 2), (2, 4), (3, 3), (5, 2), (9, 2)])
+def test_the_time_beside_the_iterations_is_that_of_the_samples_that_are_drawn(every, evaluations, tiny_folder, tmp_path, monkeypatch):
+    """Five iterations: every pass of the transformer counted, in units of a pass of one sample."""
+    tree = {
+        "generator": {"path": str(tiny_folder), "height": 16, "width": 16}, "reward": {"name": "redness"}, "prompts": "given",
+        "groups": 2, "group_size": 2, "iterations": 5, "sampling": {"steps": 2, "shift": 1.0, "noise_level": 0.7},
+        "evaluation": {"samples": 3, "steps": 4, "every": every}, "prior": {"kind": "sft", "samples": 2},
+    }  # fmt: skip
+    config, prompts, passes, velocity = build_config(tree), ["a red circle", "a blue square", "a shape"], [], FluxPolicy.velocity
+    monkeypatch.setenv("BPGO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(FluxPolicy, "velocity", lambda self, x, *given: (passes.append(len(x)), velocity(self, x, *given))[1])
+    Trainer(config, tmp_path / "run", reward=lambda x, p: x.mean((1, 2, 3)), prompts=prompts, progress=False).train()
+    iterations = 5 * rows(config, 1)[0] * sum(steps(config))
+    pipeline = read_pipeline(tiny_folder)
+    expected = (3 * 2 + evaluations * 3 * 3) * 4
+    assert sum(passes) - iterations == expected
+    one = flops(config, pipeline) / rows(config, 1)[0] / (steps(config)[0] + 3 * steps(config)[1])
+    assert flops_beside(config, pipeline, 3, 3) == pytest.approx(expected * one)
