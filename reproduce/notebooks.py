@@ -3,6 +3,7 @@
     python reproduce/notebooks.py build [NAME ...]                      execute as it stands, write the .ipynb
     python reproduce/notebooks.py run NAME OUTPUT.ipynb [-p key=value]  execute a copy with other parameters
     python reproduce/notebooks.py check [NAME ...]                      is each .ipynb built from its .py?
+    python reproduce/notebooks.py students [--to FOLDER] [NAME ...]     copies without solutions and outputs (runs/students)
 
 Exit code 0: done; 1: a notebook failed or differs from its source; 2: the request was wrong, nothing was run;
 130: interrupted.
@@ -37,6 +38,8 @@ from bpgo.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL_TIMEOUT = 3600  # seconds
+FOLDED = {"source_hidden": True, "outputs_hidden": True}  # what JupyterLab does with a solution; the site goes by the tag hide-cell
+YOUR_TURN = "# Your turn: write your answer here, and run it."
 ERROR_LINES = 12  # shown of a failing cell's traceback
 
 
@@ -154,7 +157,7 @@ def build(options):
             continue
         for cell in executed.cells:
             tags = cell.metadata.get("tags")
-            cell.metadata = {"tags": tags} if tags else {}
+            cell.metadata = ({"tags": tags} if tags else {}) | ({"jupyter": FOLDED} if "solution" in (tags or ()) else {})
         executed.metadata = {"kernelspec": notebook.metadata.kernelspec}
         shrink_pictures(executed)
         write_atomic(target, nbformat.writes(executed) + "\n")
@@ -191,6 +194,21 @@ def run(options):
             print(f"notebook {path.stem} ended but left no record in {given['output']}", file=sys.stderr)
             return 1
         print(f"{output}: {time.time() - started:.0f} s", flush=True)
+    return 0
+
+
+def students(options):
+    """Copies for students: no outputs, and for each solution an empty cell to write one's own in."""
+    options.to.mkdir(parents=True, exist_ok=True)
+    for path in _chosen(options):
+        notebook = read(path)
+        for cell in notebook.cells:
+            if "solution" in cell.metadata.get("tags", ()):
+                cell.source, cell.metadata = (YOUR_TURN if cell.cell_type == "code" else ""), {}
+        notebook.cells = [cell for cell in notebook.cells if cell.source]
+        notebook.metadata = {"kernelspec": notebook.metadata.kernelspec}
+        write_atomic(options.to / f"{path.stem}.ipynb", nbformat.writes(notebook) + "\n")
+        print(options.to / f"{path.stem}.ipynb")
     return 0
 
 
@@ -243,8 +261,8 @@ def nearest(word, known):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--root", type=Path, default=ROOT, help="the folder that holds notebooks/")
-    verbs = parser.add_subparsers(required=True, metavar="build | run | check")
-    for verb in (build, run, check):
+    verbs = parser.add_subparsers(required=True, metavar="build | run | check | students")
+    for verb in (build, run, check, students):
         command = verbs.add_parser(verb.__name__, description=verb.__doc__)
         command.set_defaults(verb=verb)
         if verb is run:
@@ -254,7 +272,9 @@ def main(arguments=None):
             command.set_defaults(given=[])
         else:
             command.add_argument("names", nargs="*", metavar="NAME", help="all where none is given")
-        if verb is not check:
+        if verb is students:
+            command.add_argument("--to", type=Path, metavar="FOLDER", default=Path("runs/students"), help="(%(default)s)")
+        if verb in (build, run):
             command.add_argument("--timeout", type=int, default=CELL_TIMEOUT, help="seconds a cell may take")
     options = parser.parse_args(arguments)
     try:

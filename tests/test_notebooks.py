@@ -77,8 +77,12 @@ def faults_of_source(path):
         yield "the first cell does not say how long it takes, and on what hardware"
     if not 300 <= words <= 900:
         yield f"{words} words of text (300 to 900)"
-    if len(code) > 12:
-        yield f"{len(code)} code cells (at most 12)"
+    if len(shown := [cell for cell in code if "solution" not in tags(cell)]) > 12:
+        yield f"{len(shown)} code cells beside the solutions (at most 12)"
+    if not 2 <= len(re.findall(r"^\*\*\d\.\*\*", "\n".join(texts[-8:]), re.MULTILINE)) <= 3 or "## Exercises" not in "\n".join(texts):
+        yield "no two or three exercises under a heading of their own, each beginning with its number, **1.**"
+    if not any("solution" in tags(cell) and "hide-cell" in tags(cell) for cell in notebook.cells):
+        yield "no solution: a cell tagged solution and hide-cell"
     if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
         yield "the kernelspec in the header is not python3"
     if "output" not in notebooks.parameters(notebook):
@@ -118,8 +122,9 @@ def faults_of_built(path):
         yield "its metadata are not a kernelspec python3 and nothing else"
     if [cell.id for cell in notebook.cells] != [f"c{i:02}" for i in range(len(notebook.cells))]:
         yield "the cells are not called c00, c01, ..."
-    if any(set(cell.metadata) - {"tags"} for cell in notebook.cells):
-        yield "cells have metadata beside tags"
+    beside = [{key: value for key, value in cell.metadata.items() if key != "tags"} for cell in notebook.cells]
+    if beside != [{"jupyter": notebooks.FOLDED} if "solution" in tags(cell) else {} for cell in notebook.cells]:
+        yield "cells have metadata beside tags, or a solution is not folded"
     if [cell.execution_count for cell in code_of(notebook)] != [*range(1, len(code_of(notebook)) + 1)]:
         yield "not executed from top to bottom"
     if any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs):
@@ -172,6 +177,26 @@ def test_the_notebook_runs_at_its_smallest(path, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert read_records(tmp_path)  # whose numbers record() found finite
     assert "input_path" not in nbformat.read(tmp_path / "out.ipynb", 4).metadata.papermill
+
+
+def test_students_get_no_solution_and_nothing_else_less(tmp_path, capsys):
+    assert notebooks.main(["students", "--to", str(tmp_path)]) == 0
+    for path in SOURCES:
+        given, source = nbformat.read(tmp_path / f"{path.stem}.ipynb", as_version=4), notebooks.read(path)
+        nbformat.validate(given)
+        kept = [cell.source for cell in source.cells if "solution" not in tags(cell)]
+        assert [cell.source for cell in given.cells if cell.source != notebooks.YOUR_TURN] == kept
+        assert all(not cell.get("outputs") for cell in given.cells)
+        answers = sum("solution" in tags(cell) and cell.cell_type == "code" for cell in source.cells)
+        assert sum(cell.source == notebooks.YOUR_TURN for cell in given.cells) == answers > 0
+
+
+@pytest.mark.parametrize("path", each(SOURCES))
+def test_the_students_version_runs(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("BPGO_CACHE", str(tmp_path / "cache"))
+    assert notebooks.main(["students", "--to", str(tmp_path), path.stem]) == 0
+    smallest = header(path).get("smallest", {})
+    papermill.execute_notebook(tmp_path / f"{path.stem}.ipynb", tmp_path / "out.ipynb", smallest, progress_bar=False, kernel_name="python3")
 
 
 REAL = {"02_train_text_to_image": "t2i-flux-lowmem", "03_train_text_to_video": "t2v-wan2.1-1.3b-lowmem",
