@@ -31,8 +31,6 @@ taste: float = 0.1  # how much the score likes things on the right, where the pr
 output: str = ""  # folder for the record; empty: show it only
 
 # %%
-from itertools import pairwise
-
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
@@ -59,6 +57,8 @@ for _ in range(1500):
     optimiser.zero_grad(), error.square().mean().backward(), optimiser.step()
 
 # %%
+from itertools import pairwise
+
 sigmas = torch.linspace(1, 0, 11)  # ten steps from pure noise, 1, to a drawing, 0
 
 
