@@ -223,22 +223,26 @@ if interactive:
 
 # %% [markdown]
 # A large `kappa` drives weights to `1 ± alpha`; a large `lam` drowns the step in the slope, and CRT adds little but size.
-#
+
+# %% [markdown]
 # ## Exercises
-# 1. In `group_advantages`, leave out the division, as Dr. GRPO proposes. What becomes of the noisy groups? (The comparison with the package will rightly fail.)
-#
-# <details><summary>Solution</summary>
-#
-# Each gradient then has the size of its group's standard deviation, about .07 or .03: noise counts for less than half, without a prior. But updates now depend on the reward's unit, and wide groups dominate.
-# </details>
-#
-# 2. Set `prior = 0.8`. What happens to the weights, and to CRT's step?
-#
-# <details><summary>Solution</summary>
-#
-# All weights fall below 1: a smaller learning rate. No reward passes the prior, so the step is gone.
-# </details>
-#
+# **1.** Leave the division out of the advantages, as Dr. GRPO proposes. What size of gradient does each group have then, and what has become of the noise?
+
+# %% tags=["solution", "hide-cell"]
+for name, a in zip(prompts, size(rewards - rewards.mean(-1, keepdim=True)), strict=True):
+    print(f"{name:20} {a:.3f}")
+# Each gradient has the size of its group's spread: noise counts for less than half of a signal, without any prior.
+# But updates now depend on the reward's unit, and wide groups dominate.
+
+# %% [markdown]
+# **2.** Set the prior to .8. What happens to the weights, and to the step of CRT?
+
+# %% tags=["solution", "hide-cell"]
+print("weights", *(f"{w:.2f}" for w in ras_weights(rewards, 0.8, alpha, k)))
+print("rewards above the prior:", (rewards > 0.8).sum().item())
+# All weights are below 1, which is a smaller learning rate and no more. No reward passes the prior, so the step is gone.
+
+# %% [markdown]
 # ## Summary
 # - Group normalisation gives pure noise as much gradient as a signal.
 # - RAS weights groups by mean reward, which *stands for* reliability.

@@ -172,20 +172,27 @@ study.record("text_to_image", first, parts, spent)
 
 # %% [markdown]
 # ## Exercises
-# 1. Train with `overrides = ["objective.kappa=10"]`. What becomes of the weights, and of the clear prompts that the model gets wrong?
-#
-# <details><summary>Solution</summary>
-#
-# Weights go to .5 and 1.5. Groups below the prior count a third of those above it, whether vague or clear but badly drawn: the model practises what it can already do.
-# </details>
-#
-# 2. Which setting of RAS and CRT makes BPGO plain GRPO? Check it on the record.
-#
-# <details><summary>Solution</summary>
-#
-# `overrides = ["objective.alpha=0", "objective.beta=0"]`: the two rows agree to the last digit.
-# </details>
-#
+# **1.** Make RAS ten times as sharp: `kappa = 10`. What becomes of the weights of the groups before training, and of clear prompts that the model gets wrong?
+
+# %% tags=["solution", "hide-cell"]
+sharp = ras_weights(rewards, rewards.mean(), o.alpha, sharpness(None, 10.0, rewards))
+print("quartiles of the weights:", *(f"{w:.2f}" for w in sharp.quantile(torch.linspace(0, 1, 5))))
+below = (rewards.mean(1) < rewards.mean()) & torch.from_numpy(facts["level"] == 1)
+print(f"clear prompts with low rewards: {below.sum()} of {(facts['level'] == 1).sum()}, mean weight {sharp[below].mean():.2f}")
+# Most weights are near their ends. Groups below the prior count a third of those above it, whether vague, or clear and badly drawn:
+# the model practises what it can already do.
+
+# %% [markdown]
+# **2.** Which settings of RAS and CRT make BPGO plain GRPO? Check it on the advantages.
+
+# %% tags=["solution", "hide-cell"]
+from bpgo.objective import OBJECTIVES
+
+same = dict(alpha=0.0, k=k, lam=o.lam, beta=0.0)
+torch.testing.assert_close(*(OBJECTIVES[name](rewards, rewards.mean(), **same).effective for name in ("bpgo", "grpo")))
+print("alpha = 0 and beta = 0: the same advantages")
+
+# %% [markdown]
 # ## Summary
 # - A rising training reward is no evidence by itself; judges that training never saw are.
 # - The mean hides where things happen: look by level of ambiguity, at accuracy *and* diversity.

@@ -154,20 +154,28 @@ study.record("text_to_video", first, parts, spent)
 
 # %% [markdown]
 # ## Exercises
-# 1. Train with `overrides = ["prior.kind=sft_per_prompt"]`: each prompt is compared with the model's own samples of *it*. What are the weights before training, and what do they mean afterwards?
-#
-# <details><summary>Solution</summary>
-#
-# Before training every weight is close to 1, whether a prompt is clear or not: the prior knows nothing of clarity any more. Later a weight above 1 says that this prompt has been learned. That is progress, not trust.
-# </details>
-#
-# 2. Which of the oracle's measures would a perfectly still clip win, and which would it lose?
-#
-# <details><summary>Solution</summary>
-#
-# Motion and looks: staying still is one of the world's paths, and nothing flickers. It loses accuracy wherever the prompt names a motion.
-# </details>
-#
+# **1.** Compare each prompt with the model's own samples of *it*, as the prior `sft_per_prompt` does. What are the weights before training, and what do they mean afterwards?
+
+# %% tags=["solution", "hide-cell"]
+own = rewards.mean(1)
+for name, now in (("before", rewards), ("after", after[objectives[-1]].scores["reward"])):
+    w = ras_weights(now, own, o.alpha, k)
+    print(f"{name:7} weights from {w.min():.2f} to {w.max():.2f}, mean {w.mean():.2f}")
+# Before training every weight is 1, whether a prompt is clear or not: the prior knows nothing of clarity any more.
+# Later a weight above 1 says that this prompt has been learned. That is progress, not trust.
+
+# %% [markdown]
+# **2.** Which of the oracle's measures would a perfectly still clip win, and which would it lose? Hold the first frame of each clip, and measure.
+
+# %% tags=["solution", "hide-cell"]
+if "accuracy" in before.scores:  # where there is an oracle
+    clips = before.pixels[:, 0]
+    for name, videos in (("as drawn", clips), ("held still", clips[:, :1].expand_as(clips))):
+        found = METRICS["oracle"](videos, prompts)
+        print(f"{name:11}", *(f"{m} {found[m].nanmean():.2f}" for m in ("accuracy", "motion", "visual", "flicker")))
+# Motion and looks: staying still is one of the world's paths, and nothing flickers. It loses accuracy where a motion is named.
+
+# %% [markdown]
 # ## Summary
 # - The objectives do not care what a sample is: pictures and videos share every line from reward to update.
 # - One reward mixes alignment, motion and looks; judges that keep them apart show what was paid for, and with what.

@@ -193,20 +193,27 @@ study.record("image_to_video", first, parts | experts, spent)
 
 # %% [markdown]
 # ## Exercises
-# 1. Train with `overrides = ["prior.kind=running_mean"]`. Which prompts does RAS trust now?
-#
-# <details><summary>Solution</summary>
-#
-# Those with a high mean reward, as in notebook 2. The weights lie on both sides of 1 and follow what the model can do already, not what the prompt says.
-# </details>
-#
-# 2. A given picture of a box in the middle and the words "a box stays still": what is its first-frame prior, and what follows?
-#
-# <details><summary>Solution</summary>
-#
-# The still picture is a perfect clip of this prompt: the prior is about the highest reward there is, no group can beat it, and a prompt without any ambiguity gets a weight below 1.
-# </details>
-#
+# **1.** Use a running mean as the prior instead. Whom does RAS trust then? Compare the two kinds of weights with the level.
+
+# %% tags=["solution", "hide-cell"]
+from scipy.stats import spearmanr
+
+by_mean = ras_weights(rewards, rewards.mean(), o.alpha, k).numpy()
+for name, values in (("first frame", weights), ("running mean", by_mean)):
+    print(f"{name:13} weights {values.min():.2f} to {values.max():.2f}, rank correlation with level {spearmanr(values, facts['level']).statistic:+.2f}")
+# Now prompts with a high mean reward, as in notebook 2: weights on both sides of 1, which follow what the model can do already.
+
+# %% [markdown]
+# **2.** A picture of a box in the middle, and the words "a box stays still": what is its first-frame prior, and what follows?
+
+# %% tags=["solution", "hide-cell"]
+stays = np.array([any(words in str(p) for words in ("stays still", "does not move")) for p in prompts])
+for name, rows in (("stays still", stays), ("others", ~stays)):
+    print(f"{name:12} {rows.sum()} prompts" + (f", prior {prior[rows].mean():.2f}, weight {weights[rows].mean():.2f}" if rows.any() else ""))
+# The still picture is a perfect clip of such a prompt: its prior is about the highest reward there is, hardly a group can beat it, and a
+# prompt without any ambiguity gets a small weight.
+
+# %% [markdown]
 # ## Summary
 # - Experts share one objective; each is paid for the steps that it makes.
 # - Weights can be exchanged after training: four evaluations say what each expert can learn.

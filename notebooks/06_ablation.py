@@ -109,6 +109,24 @@ values = {arm: {k: None if np.isnan(v) else v for k, v in row.items()} for arm, 
 whole = record("ablation", values, output, context={"task": task, "measure": measure, "runs": len(records)})
 
 # %% [markdown]
+# ## Exercises
+# **1.** Leave one seed out, each in turn. Does the difference between BPGO and GRPO keep its sign?
+
+# %% tags=["solution", "hide-cell"]
+for out in ended.index:
+    rest = ended.drop(index=out)[["grpo", "bpgo"]].dropna()
+    print(f"without seed {out}: {(rest['bpgo'] - rest['grpo']).mean():+.3f} (n = {len(rest)})")
+# If it turns round when one run is missing, one run decides it.
+
+# %% [markdown]
+# **2.** How many seeds would show a difference of .05 in eight of ten such studies? (A paired test at 5 % needs about $(2.8\,s/.05)^2$ pairs, where $s$ is the standard deviation of the differences.)
+
+# %% tags=["solution", "hide-cell"]
+spread = (ended["bpgo"] - ended["grpo"]).std()
+print(f"standard deviation of the differences {spread:.3f}:", "not known" if np.isnan(spread) else f"{np.ceil((2.8 * spread / 0.05) ** 2):.0f} seeds")
+# Far more than one, and more than most papers run.
+
+# %% [markdown]
 # ## Summary
 # - The lines under the first table are the answer to H1 for this task, as far as the runs go that are there. With few seeds only large differences can be seen; a method that is really a little better looks the same as one that is not.
 # - One run of each, as in the paper's tables, would have let you pick any order that you like: look at single seeds in the first picture.

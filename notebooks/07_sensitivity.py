@@ -134,6 +134,28 @@ values = verdicts | {"best_alpha_by_size": best, "start": None if np.isnan(start
 whole = record("sensitivity", values, output, context={"measure": measure, "runs": len(records)})
 
 # %% [markdown]
+# ## Exercises
+# **1.** How large must a difference be before two seeds a cell can see it? Draw grids in which one cell of 15 is truly better by some multiple of the noise, and count how often any other is called worse.
+
+# %% tags=["solution", "hide-cell"]
+random = np.random.default_rng(0)
+for lead in (0, 3, 10, 30):
+    grids_drawn = random.standard_normal((40, 15, 2)) + lead * (np.arange(15) == 7)[:, None]
+    worse = np.mean([15 - statistics.level_with_best(cells).sum() for cells in grids_drawn])
+    print(f"a lead of {lead} standard deviations: {worse:.1f} of 14 cells are seen to be worse")
+# Two seeds see next to nothing. A map without frames' meaning in mind shows ridges in pure noise.
+
+# %% [markdown]
+# **2.** Another reward has ten times the scale. Which of the four settings must change with it?
+
+# %% tags=["solution", "hide-cell"]
+from bpgo.objective import k_from_kappa
+
+rewards = 0.55 + 0.08 * random.standard_normal((8, 12))
+print("k for kappa = 1:", *(round(k_from_kappa(1.0, scale * rewards), 2) for scale in (1, 10)))
+# kappa need not change: k follows. alpha and beta have no unit. lambda has: CRT's exp(R) and its step of 1 see the reward's own scale.
+
+# %% [markdown]
 # ## Summary
 # - **What to set.** Take the defaults ($\alpha = 0.5$, $\kappa = 1$, $\lambda = 5$, $\beta = 0.5$) unless a cell of these maps lies outside every doubt above them; the lines under the maps say whether one does. A setting that is level with the best needs no tuning, and tuning it on one seed is fitting noise.
 # - $\kappa$ is given per standard deviation of the rewards, so that it means the same for another reward. A $k$ in units of the reward does not (notebook 1).

@@ -128,6 +128,22 @@ values = {arm: {k: None if np.isnan(v) else v for k, v in row.items()} for arm, 
 whole = record("priors", values, output, context={"task": task, "measure": measure, "runs": len(records)})
 
 # %% [markdown]
+# ## Exercises
+# **1.** What does the hierarchy do with groups that differ by chance alone, and with groups of endless size?
+
+# %% tags=["solution", "hide-cell"]
+for tau, size in ((0.0, 12), (0.05, 12), (0.05, 10_000)):
+    print(f"tau = {tau}, G = {size}: k = {posterior_sharpness(tau**2, 0.08**2, size):.1f}")
+# tau = 0: k = 0, all weights are 1, plain GRPO. Endless groups: k grows without bound, and trust becomes a step at the population mean.
+
+# %% [markdown]
+# **2.** Set `alpha` to 1 and a constant prior far too high. What is left of the gradient?
+
+# %% tags=["solution", "hide-cell"]
+print("weights:", *(f"{w:.4f}" for w in ras_weights(groups(12, 0.02)[:4], 2.0, 1.0, 12.0)))
+# Nothing: every group is weighed down to zero, and training stands still. With alpha = 0.5 half of it would be left, the same for all.
+
+# %% [markdown]
 # ## Summary
 # - The paper's own reading of its weight, taken at its word, gives equation 2 *and* its two free quantities.
 # - The prior of the hierarchy has the right limits: no differences, no trust; any scale, the same trust; more samples, surer trust.

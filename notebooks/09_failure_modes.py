@@ -152,6 +152,33 @@ values["losses"] = {arm: {k: None if np.isnan(v) else v for k, v in row.items()}
 whole = record("failure_modes", values, output, context={"measure": measure, "runs": len(records)})
 
 # %% [markdown]
+# ## Exercises
+# **1.** One sample against eleven others has an effective size of 3.7. Is that the least a group can have?
+
+# %% tags=["solution", "hide-cell"]
+import torch
+
+from bpgo.objective import effective_sample_size
+
+pair, one = torch.zeros(1, 12), torch.full((1, 12), -1 / 11)
+pair[0, :2], one[0, 0] = torch.tensor([1.0, -1.0]), 1.0
+print("one against all:", effective_sample_size(one).item(), " one against one:", effective_sample_size(pair).item())
+# No: two outliers, one on each side, leave 2. Advantages sum to zero, so there are always at least two.
+
+# %% [markdown]
+# **2.** Move the origin of the rewards to -4. Whose advantages change? Compute them for one group.
+
+# %% tags=["solution", "hide-cell"]
+from bpgo.objective import OBJECTIVES
+
+r = torch.tensor([[0.45, 0.5, 0.55, 0.6, 0.65, 0.7]])
+for name in objectives:
+    here, there = (OBJECTIVES[name](r + by, r.mean() + by, alpha=0.5, k=10.0, lam=5.0, beta=0.5).effective for by in (0.0, -4.0))
+    print(f"{name:5} largest change {(here - there).abs().max():.4f}")
+# None, or only by rounding: the prior moves along, and CRT's exp(R) then changes by a factor that the group's own spread divides out.
+# With a prior that stays behind, RAS would weigh every group down and CRT would lose its step.
+
+# %% [markdown]
 # ## Summary
 # - Scale and origin: GRPO and RAS with $\kappa$ do not see them; CRT does, because of $\exp(R)$ (notebook 1). The first picture shows whether that costs anything.
 # - RAS weighs whole groups by how high their reward is. It can help against noise only where noisy groups have low means; a reward that is wrong and high is trusted more. That is the paper's misalignment.
