@@ -1,0 +1,237 @@
+# ---
+# jupyter:
+#   bpgo:
+#     quick: true
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 10. Which of the paper's results can be seen here, and which cannot?
+# *Seconds on one CPU core: the training was done before. Half an hour to read. Read notebook 6 first.*
+#
+# The paper compares BPGO with GRPO and with the model before training, in three tasks, from one training run a row. Here its tables stand beside ours: tiny models in a small world, several seeds, intervals. A third column is for runs of the published models, found in the folder `runs`; without any it says **not run**.
+#
+# Afterwards you can say which of the paper's statements were tested here, and what must not be concluded from columns side by side.
+#
+# The first picture has everything on one scale: how far GRPO and BPGO moved from the untrained model, in units of GRPO's own move. So GRPO lies at +1 or -1. A diamond right of the dotted line beats no training; right of the black dot, GRPO.
+
+# %% tags=["parameters"]
+results: str = ""  # folder of the study's results; empty, those of the repository
+runs: str = ""  # folder that holds runs of the published models; empty, there are none
+output: str = ""  # folder for the record; empty, none is written
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+from bpgo.analysis import evidence, paper, plots, statistics
+from bpgo.records import aligned, record
+
+plan, records = evidence.read(results)
+real, left_out = paper.real_runs(runs)
+main = paper.beside("main", plan, records, real)
+TASKS, MOVES = main["task"].unique(), {"grpo": "grpo - base", "bpgo": "bpgo - base"}
+NAMES = {name: style["label"] for name, style in plots.METHODS.items()} | {"base": "untrained"}
+
+
+def moves(task):  # {row of the picture: {method: its move from the untrained model}}
+    found, cells = {}, main[main["task"] == task].set_index(["metric", "line"])
+    for metric in cells.index.unique("metric"):
+        found[metric] = {m: statistics.Interval(cells["published"][metric, line], np.nan, np.nan, 1) for m, line in MOVES.items()}
+    measures = ("reward", "held_out", *["overall"] * (task != "t2i"), "accuracy_specified")
+    tables = {f"ours: {measure}": paper.of_study(plan, records, "ablation", task, measure) for measure in measures}
+    tables["paper scale:\n" + paper.TRAINED[task]] = paper.of_real(real, task, paper.TRAINED[task])
+    for name, table in tables.items():
+        both = table.dropna(subset=table.columns.intersection(list(MOVES)))  # seeds that GRPO and BPGO share
+        found[row := f"{name}, n = {len(both)}"] = {m: paper.estimate(both, line) for m, line in MOVES.items()}
+        found[row]["missing"] = "not run" if table.empty else "no shared seed"
+    return found
+
+
+# %%
+figure, axes = plots.new_figure(1, 3, (13, 4.4))
+for ax, task in zip(axes[0], TASKS, strict=True):
+    rows = moves(task)
+    for y, move in enumerate(rows.values()):
+        for method, shift in (("grpo", -0.16), ("bpgo", 0.16)):
+            one, style = move[method], plots.method_style(method)
+            if not (one.n and move["grpo"].n):
+                ax.text(0.1, y, move["missing"], va="center", fontsize=9, bbox={"color": "white", "pad": 1})
+                continue
+            x, low, high = np.array(one[:3]) / abs(move["grpo"].mean)
+            ax.plot([low, high], [y + shift] * 2, color=style["color"], linewidth=2)
+            ax.plot(x, y + shift, color=style["color"], marker=style["marker"], linestyle="", label=style["label"])
+    ax.axvline(0, color="black", linestyle=":")
+    for y in (sum(":" not in row for row in rows), len(rows) - 1):
+        ax.axhline(y - 0.5, color="0.4", linewidth=1)
+    ax.set_yticks(range(len(rows)), [f"{row} (trained)" if row in paper.TRAINED.values() else row for row in rows], fontsize=9)
+    ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-3, 3))
+    plots.labelled(ax, task, "move from the untrained model / size of GRPO's")
+handles = dict(zip(*axes[0, 0].get_legend_handles_labels()[::-1], strict=True))
+axes[0, 0].legend(handles.values(), handles, frameon=False, fontsize=9, loc="upper left")
+plt.show()
+print(evidence.state(plan, records))
+
+# %% [markdown]
+# Upper rows: published, one run each, so without intervals. Below: ours, with 95 % intervals over the `n` seeds that both methods have, cut off at 3 units. The unit, our GRPO's mean move, is taken as known exactly.
+#
+# **Before you read on:** in which of the published rows is GRPO worse than no training? Where is BPGO? Three things are easily missed:
+# - By VideoAlign's overall mark the untrained model beats BPGO in both video tasks.
+# - In text-to-image GRPO has the highest HPSv2, the reward it is trained on, while both marks that it is not trained on fall. That looks like gaming the reward. BPGO gains less HPSv2, and raises the other two.
+# - In image-to-video GRPO *loses* much of the reward it is trained on. Whoever beats it there beats a run that failed. BPGO stays near the untrained model, below it in two of the four.
+#
+# ## The main tables
+# Our measure stands in brackets: the training reward; `held_out`, another learnt judge that training never saw; `overall`, the oracle's mean of accuracy, motion and visual quality. The rest has no counterpart. `n` counts the seeds. Compare signs, not values: the scales have nothing in common. At paper scale our VideoCLIP-XL is a plain cosine; the published one looks like ten times that.
+
+# %%
+def commands(experiments, tasks, settings, others):
+    print(f"ours:        make study ARGS='all {experiments}'")
+    name = "-".join(word.partition("=")[2] for word in settings.split())
+    for task in tasks:
+        print(f"paper scale: python -m bpgo train {paper.PRESETS[task][-1]} --output runs/real/{task}-{name}-0 {settings} seed=0")
+    print(f"             a folder for each run; also with {others}, and further seeds; then this notebook with runs=runs/real\n")
+
+
+commands("ablation", TASKS, "objective.name=bpgo", "objective.name=grpo")
+print(paper.text(main[~main["line"].str.endswith("- base")], NAMES))
+if runs:
+    print("\nruns of the published models, all settings:", paper.over_seeds(real).round(4).to_string(), *left_out, sep="\n")
+
+# %% [markdown]
+# A preset's head names its machine; the same name without `-lowmem` is for eight GPUs.
+#
+# ## RAS and CRT alone
+# The paper shows this for video only. **Before you look:** if each half helps, which sign have `BPGO - RAS` and `BPGO - CRT`?
+
+# %%
+commands("ablation", ("t2v", "i2v"), "objective.name=ras", "objective.name=crt")
+print(paper.text(paper.beside("ablation", plan, records, real), NAMES))
+
+# %% [markdown]
+# In the published text-to-video rows both halves together have *less* of the trained reward and of VideoAlign-TA than either alone. In image-to-video it is the other way round. Which is chance, single runs cannot tell.
+#
+# ## How strong should RAS be?
+# The paper finds alpha = 0.5 best. Its row for 0.5 is, digit for digit, the row of RAS alone above, so the published sweep seems to be of RAS alone. Ours is of BPGO. **Before you look:** which alpha is best by VideoAlign's overall mark?
+
+# %%
+alpha = paper.published("alpha").pivot(index="method", columns="metric", values="value")
+base = paper.published("main").query("task == 't2v' and method == 'base'").set_index("metric")["value"]
+figure, axes = plots.new_figure(1, 3, (11, 3.0))
+for ax, metric in zip(axes[0], ("VideoCLIP-XL", "VideoAlign-overall"), strict=False):
+    ax.plot([float(name[6:]) for name in alpha.index], alpha[metric] - base[metric], "ko-")
+    plots.labelled(ax, f"published, t2v: {metric}", "alpha", "move from the untrained")
+sweeps = {"t2i": ("alpha_kappa", " kappa=1.0", "o-"), "t2v": ("alpha_video", "", "s--"), "i2v": ("alpha_video", "", "^:")}
+for i, (task, (experiment, ending, look)) in enumerate(sweeps.items()):
+    table, at = paper.of_study(plan, records, experiment, task, "reward"), np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+    found = [paper.estimate(table, f"alpha={a}{ending} - base") for a in at]
+    mean, low, high = np.array([one[:3] for one in found]).T
+    n = max(one.n for one in found)
+    axes[0, 2].errorbar(at + 0.02 * (i - 1), mean, [mean - low, high - mean], fmt=look, color="black", mfc="white", label=f"{task}: {f'n = {n}' if n else 'not run'}")
+axes[0, 2].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+plots.labelled(axes[0, 2], "ours: reward", "alpha", "move from the untrained")
+for ax in axes[0]:
+    ax.axhline(0, color="black", linestyle=":")
+    ax.set_xlim(0, 1)
+plt.show()
+commands("alpha_kappa alpha_video", ["t2v"], "objective.name=ras objective.alpha=0.1", "objective.alpha=0.5 to 0.9")
+print(paper.text(paper.beside("alpha", plan, records, real), NAMES))
+
+# %% [markdown]
+# ## Figure 7: fast, slow, steady
+# Its claim: CRT is fast early and restless; RAS is slow and steady; BPGO is fast *and* steady. Below, *early* is the share of GRPO's whole gain in reward after half of the run, *restless* the jerks from one iteration to the next over the same gain. Notebook 6 has the curves.
+
+# %%
+lines = [["", "early", "restless"]]
+for task in TASKS:
+    logged = evidence.curves(plan, records, "ablation", task, "reward")
+    if "grpo" not in logged:
+        lines.append([f"{task} (published: an order only)", "not run", "not run"])
+        continue
+    kernel = np.ones(width := max(1, logged["grpo"].shape[1] // 10)) / width
+    smooth = {arm: np.array([np.convolve(run, kernel, "valid") for run in values]) for arm, values in logged.items()}
+    gain = np.mean(smooth["grpo"][:, -1] - smooth["grpo"][:, 0])
+    for arm, values in smooth.items():
+        early = (values[:, values.shape[1] // 2] - values[:, 0]) / gain
+        told = [paper.told(statistics.bootstrap_mean(v)) for v in (early, statistics.oscillation(logged[arm], gain))]
+        lines.append([f"{task} {NAMES[arm]}", *told])
+print(aligned(lines))
+
+# %% [markdown]
+# ## What BPGO costs over GRPO
+# The paper calls the method efficient and gives no cost. Within an iteration both call the model equally often: equation 5 only weighs samples otherwise. **Before you look:** what could make BPGO dearer all the same?
+
+# %%
+from bpgo.config import read_config
+from bpgo.prompts import read_prompts
+
+print("seconds of an iteration, timed alternately on one machine, median (least .. most) of 8 rounds, `python -m bpgo bench t2i-tiny`:")
+print((evidence.RESULTS.parent / "foundations" / "bench.txt").read_text().splitlines()[-1])
+print("\nthe same of the study's runs, which shared a machine with other work, paired by seed, `make study ARGS='all ablation'`:")
+for task in TASKS:
+    print(f"{task}   {paper.told(paper.cost(plan, records, task))}")
+print("\nmodel calls that the prior `sft` needs before training, over those of all rollouts (once a model; kept for other seeds):")
+for preset in ("t2v-tiny", paper.PRESETS["t2v"][0]):
+    config = read_config(preset)
+    before = len(read_prompts(config.prompts)) * config.prior.samples * config.evaluation.steps
+    within = config.iterations * config.groups * config.group_size * config.sampling.steps
+    print(f"{preset}   {before / within:.3f}   ({before} / {within})")
+
+# %% tags=["nbval-check-output"]
+values = {}
+for row in main[main["line"] == "bpgo - grpo"].itertuples():
+    mean, low, high = (None if np.isnan(v) else v for v in row.ours[:3])
+    values[f"{row.task} {row.metric}"] = {"published": row.published, "ours": mean, "low": low, "high": high, "n": row.ours.n, "n at paper scale": row.real.n}
+whole = record("paper_tables", values, output, context={"difference": "BPGO - GRPO", "runs": len(records), "real": len(real)})
+
+# %% [markdown]
+# ## Summary
+# - An iteration of BPGO costs what one of GRPO does: timed alternately (on tiny FLUX only), the ratio is 1 within its scatter. The study's runs shared a machine; their ratio is noise. What BPGO adds is its prior: in text-to-video samples of the untrained model, in image-to-video a scoring of each first frame.
+# - Which signs agree, the tables say. An interval that holds 0 says neither yes nor no.
+#
+# **What must not be concluded**
+# - That a published difference is real, or is not: it is of one run a row. The numbers came through a digest and may be misread (`reproduce/paper/README.md`).
+# - That BPGO does, or does not, work on FLUX or Wan: none was run, unless the third column says so.
+# - Anything from the *sizes* of two columns: other models, prompts, rewards and scales.
+# - That `held_out` or `overall` measure what ImageReward or VideoAlign measure. They only play the same part.
+# - That longer training gives the same: ours is half of the presets' length (README: three seeds of the full).
+# - That k, lambda and beta are the paper's: it publishes none.
+#
+# **Vary** `results`, `runs`. **Where it breaks:** settings are not pooled; the third column takes the one with most runs.
+
+# %% [markdown] tags=["exercise"]
+# ## Exercises
+# **1.** In how many of the published rows of the main tables is each of the three models the best?
+
+# %% tags=["solution", "hide-cell"]
+best = paper.published("main").pivot(index=["task", "metric"], columns="method", values="value").idxmax(axis=1)
+print(best.to_string(), best.value_counts().to_string(), sep="\n\n")
+# BPGO in 7, the untrained model in 3, all of them VideoAlign's, GRPO in 1: the one that it is trained on in text-to-image.
+
+# %% [markdown] tags=["exercise"]
+# **2.** Report one run a row, as the paper does: draw a seed of each method from ours. How often is BPGO ahead in reward?
+
+# %% tags=["solution", "hide-cell"]
+for task in TASKS:
+    table = paper.of_study(plan, records, "ablation", task, "reward")
+    if {"grpo", "bpgo"} <= set(table):
+        ahead = table["bpgo"].dropna().to_numpy()[:, None] > table["grpo"].dropna().to_numpy()
+        print(f"{task}: in {ahead.sum()} of {ahead.size} draws")
+# The nearer to a half, the less a row of single runs says: it could have been printed either way.
+
+# %% [markdown] tags=["exercise"]
+# **3.** Say GRPO's VideoCLIP-XL in image-to-video were a misread digit, 2.6713. Which statements about that row would still stand?
+
+# %% [markdown] tags=["solution", "hide-cell"]
+# GRPO would hardly lose trained reward, and BPGO's lead would be a fortieth of what it is. VideoAlign's fall would stand.
+
+# %% [markdown]
+# ## References
+# - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): tables, figure 7.
+# - DanceGRPO, [arXiv 2505.07818](https://arxiv.org/abs/2505.07818): the paper's baseline.

@@ -1,0 +1,128 @@
+"""Verdicts on simulated studies whose truth is known: what is there is found, what is not is not, and what is missing is said."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import study
+
+from bpgo.analysis import claims, evidence
+
+PLAN = pd.DataFrame(study.table())[["experiment", "task", "arm", "seed", "run"]]
+LENGTH = 50
+
+
+def simulated(effects, drop=(), experiments=None):
+    """Records of the whole plan: a run's final accuracy is .5, its seed's luck, a little noise, and what `effects(row)` adds."""
+    records = {}
+    for row in PLAN.itertuples():
+        if row.run in records or row.run in drop or (experiments and row.experiment not in experiments):
+            continue
+        random = np.random.default_rng([int.from_bytes(row.run.encode()[-12:], "big") % 2**32, 1])
+        extra, luck = effects(row), 0.03 * np.sin(row.seed)
+        gain = 0.1 + extra.get("accuracy", 0.0) + luck + 0.002 * random.standard_normal()
+        at = np.arange(1, LENGTH + 1) / LENGTH
+        rise = at ** extra.get("pace", 1.0)
+        reward = 0.5 + 0.1 * rise + extra.get("jerk", 0.001) * random.standard_normal(LENGTH)
+        evaluations = [{"iteration": 0, "accuracy_specified": 0.4, "reward": 0.5, "held_out": 0.1}]
+        held_out = 0.3 + extra.get("held_out", 0.0) + luck
+        evaluations += [{"iteration": LENGTH, "accuracy_specified": 0.4 + gain, "reward": 0.6, "held_out": held_out}]
+        size = extra.get("size", 8.0) + 0.01 * random.standard_normal(LENGTH)
+        records[row.run] = {"run": row.run, "task": row.task, "seed": row.seed, "evaluations": evaluations, "groups": {},
+                            "warnings": [{"guard": name, "iteration": 10} for name in extra.get("guards", ())],
+                            "curves": {"reward": reward.tolist(), "effective_sample_size": size.tolist()}}  # fmt: skip
+    return records
+
+
+def found(records, name, task="t2i"):
+    return claims.verdicts(PLAN, records, [name]).set_index(["claim", "task"]).loc[(name, task)]
+
+
+@pytest.fixture(autouse=True)
+def no_groups(monkeypatch):
+    """H5 has tests of its own, with its tables."""
+    monkeypatch.setitem(claims.ASKED, "H5", lambda plan, records: [("t2i", ["ambiguity"], lambda: (0, "", None))])
+
+
+def test_a_study_without_effects_confirms_nothing_but_what_is_level():
+    """All arms alike: no gain, slope or protection is found, and everything is level with everything."""
+    table = claims.verdicts(PLAN, simulated(lambda row: {})).set_index("claim")["verdict"]
+    for name in ("H1", "H3", "H4", "H10", "H11", "H12", "H13", "H14"):
+        assert set(table.loc[[name]]) == {"does not hold"}, name
+    for name in ("H6", "H7", "H9"):
+        assert set(table.loc[[name]]) == {"holds"}, name
+    assert set(table.loc[["H5"]]) == {"not run"}
+
+
+def bpgo(row):
+    return row.arm == "bpgo" or "name=bpgo" in row.arm
+
+
+EFFECTS = {
+    "H1": lambda row: {"accuracy": 0.1} if row.arm == "bpgo" else {},
+    "H2": lambda row: {"ras": {"pace": 2.0, "jerk": 0.001}, "crt": {"pace": 0.5, "jerk": 0.02},
+                       "bpgo": {"pace": 0.5, "jerk": 0.002}}.get(row.arm, {}),
+    "H3": lambda row: {"held_out": 0.1} if row.arm == "bpgo" else {},
+    "H4": lambda row: {"accuracy": 0.2 * float(row.arm.rpartition("=")[2])} if row.experiment == "mix" and bpgo(row) else {},
+    "H8": lambda row: {"accuracy": 0.1} if row.arm in ("G=4 alpha=0.1", "G=8 alpha=0.5", "G=16 alpha=0.9") else {},
+    "H10": lambda row: {"accuracy": 0.1} if row.arm == "ceiling" else {},
+    "H11": lambda row: {"accuracy": -0.1} if row.arm == "too_high" else {},
+    "H12": lambda row: {"accuracy": -0.1 + 0.05 * ("name=ras" in row.arm) - 0.05 * ("name=crt" in row.arm)}
+    if "corruption=noise" in row.arm else {},
+    "H13": lambda row: {"size": 4.0} if "rule=raw" in row.arm else {},
+    "H14": lambda row: {"oscillation": {"jerk": 0.1}, "stagnation": {"guards": ["stagnation"]},
+                        "misalignment": {"guards": ["over-optimisation"]}}.get(row.arm, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_an_effect_that_is_there_is_found(name):
+    row = found(simulated(EFFECTS[name]), name)
+    assert row["verdict"] == "holds", row["finding"]
+    assert row["n"] > 1 and row["says"] == claims.CLAIMS[name]
+
+
+REVERSED = {
+    "H6": lambda row: {"accuracy": 0.5} if row.arm == "alpha=0.9 kappa=3.0" else {},
+    "H7": lambda row: {"accuracy": 0.5} if row.arm == "lam=20.0 beta=1.0" else {},
+    "H9": lambda row: {"accuracy": -0.1} if row.arm == "empirical_bayes" else {},
+}
+
+
+@pytest.mark.parametrize("name", REVERSED)
+def test_what_is_not_level_is_refuted(name):
+    calm = {"accuracy": 0.0}
+    records = simulated(lambda row: REVERSED[name](row) or calm)
+    for record in records.values():  # two seeds see a difference only where luck is no matter
+        end = record["evaluations"][-1]
+        end["accuracy_specified"] = round(end["accuracy_specified"] - 0.03 * np.sin(record["seed"]), 1) + 1e-6 * record["seed"]
+    assert found(records, name)["verdict"] == "does not hold"
+
+
+def test_the_gain_is_the_paired_difference_that_was_put_in():
+    row = found(simulated(EFFECTS["H1"]), "H1")
+    value = float(row["finding"].split("GRPO ")[1].split(" ")[0])
+    assert value == pytest.approx(0.1, abs=0.005) and row["n"] == 5
+
+
+def test_missing_runs_are_said_and_none_is_not_run():
+    dropped = set(PLAN["run"][(PLAN["experiment"] == "ablation") & (PLAN["seed"] == 4) & (PLAN["arm"].isin(["grpo", "bpgo"]))])
+    row = found(simulated(EFFECTS["H1"], dropped), "H1")
+    assert row["verdict"] == "so far: holds (23 of 25 runs)" and row["n"] == 4
+    table = claims.verdicts(PLAN, {})
+    assert set(table["verdict"]) == {"not run"} and set(table["n"]) == {0} and set(table["finding"]) == {""}
+    some = claims.verdicts(PLAN, simulated(lambda row: {}, experiments={"ablation"})).set_index(["claim", "task"])
+    assert some.loc[("H4", "t2i"), "verdict"] == "not run" and some.loc[("H1", "t2i"), "verdict"] == "does not hold"
+
+
+def test_every_claim_of_the_plan_is_asked():
+    said = (study.HERE / "PLAN.md").read_text()
+    named = {line.split("|")[1].strip() for line in said.splitlines() if line.startswith("| H")}
+    assert named == set(claims.CLAIMS) == set(claims.ASKED)
+
+
+def test_the_tables_for_the_readme():
+    wide = claims.by_claim(claims.verdicts(PLAN, simulated(EFFECTS["H1"])))
+    assert list(wide["claim"]) == list(claims.ASKED) and list(wide.columns[2:]) == ["t2i", "t2v", "i2v", "digits"]
+    text = claims.markdown(wide).splitlines()
+    assert len(text) == 2 + len(claims.ASKED) and "| H1 | BPGO beats GRPO | holds, n = 5 |" in text[2]
+    assert evidence.RESULTS.name == "study"
