@@ -8,14 +8,17 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
+from bpgo.analysis import claims, evidence
 from bpgo.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "reproduce/results/foundations"
 SEED = "text_to_image-seed0"
 VIDEO = "reproduce/results/video"
+STUDY = "reproduce/results/study"
 
 
 def picture(root):
@@ -50,12 +53,20 @@ def video(root):
     return f"{said} {place.read_text().strip()}" if place.exists() else ""
 
 
+def study(root):
+    """What was claimed before the study's first run and what was found, a row a claim."""
+    table = pd.read_csv(root / STUDY / "claims.csv", keep_default_na=False)
+    plan, records = evidence.read(root / STUDY)
+    said = f"{len(records)} of {plan['run'].nunique()} planned runs are recorded. n counts seeds, for H5 prompts. Findings and intervals:"
+    return f"{said} `{STUDY}/claims.csv`. `make study`\n\n{claims.markdown(claims.by_claim(table))}"
+
+
 def _iterations(root):
     profile = yaml.safe_load((root / "reproduce/video.yaml").read_text())
     return " and ".join(str(profile[task]["parameters"]["iterations"]) for task in ("text_to_video", "image_to_video"))
 
 
-MARKS = {"picture": picture, "results": results, "video picture": video_picture, "video": video}
+MARKS = {"picture": picture, "results": results, "video picture": video_picture, "video": video, "study": study}
 
 
 def filled(text, root):

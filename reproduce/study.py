@@ -6,7 +6,8 @@
     python reproduce/study.py again       three recorded runs (or those named) once more, elsewhere: do all numbers come again?
 
 Results, in reproduce/results/study: runs/NAME.json, a record a run; runs.csv, which experiment and arm needs which run; table.csv, a
-row for each run and evaluation, with its settings and the version of the code. Training goes on in runs/study, which git ignores.
+row for each run and evaluation, with its settings and the version of the code; claims.csv, what PLAN.md claims and what was found.
+Training goes on in runs/study, which git ignores.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import yaml
 
+from bpgo.analysis import claims, evidence
 from bpgo.analysis.evidence import code_digest
 from bpgo.config import read_config, to_dict
 from bpgo.files import read_log, write_atomic
@@ -189,6 +191,7 @@ def write_tables(rows):
                     "code": record["code"]["digest"], "commit": record["code"]["commit"]}  # fmt: skip
             lines += [head | entry for entry in record["evaluations"]]
     _csv(RESULTS / "table.csv", lines)
+    write_atomic(RESULTS / "claims.csv", claims.verdicts(*evidence.read(RESULTS)).to_csv(index=False, lineterminator="\n"))
     return len({line["run"] for line in lines}), other
 
 

@@ -17,7 +17,8 @@ def test_its_results_are_the_committed_ones():
 
 def test_it_takes_up_the_video_results_when_they_are_there(tmp_path):
     (tmp_path / "reproduce" / "results").mkdir(parents=True)
-    (tmp_path / readme.RESULTS).symlink_to(ROOT / readme.RESULTS)
+    for folder in (readme.RESULTS, readme.STUDY):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "reproduce" / "video.yaml").symlink_to(ROOT / "reproduce" / "video.yaml")
     assert readme.filled(TEXT, tmp_path).count("samples.gif") == 0
     for task in ("text_to_video", "image_to_video"):
