@@ -12,7 +12,9 @@ import pandas as pd
 import yaml
 
 from bpgo.analysis import claims, evidence
+from bpgo.config import read_config
 from bpgo.files import write_atomic
+from bpgo.preflight import Launch, preflight, read_launch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "reproduce/results/foundations"
@@ -61,12 +63,27 @@ def study(root):
     return f"{said} `{STUDY}/claims.csv`. `make study`\n\n{claims.markdown(claims.by_claim(table))}"
 
 
+def recipes(root):
+    """What each preset of a published model needs, by preflight's reckoning."""
+    rate, lines = 400, ["| preset | launched on | memory a GPU | seconds an iteration | GPU hours in all |", "|---|---|---|---|---|"]
+    for place in sorted((root / "reproduce" / "presets").glob("*.yaml")):
+        if "-tiny" not in place.stem and "-digits" not in place.stem:
+            sharding = re.search(r"--config_file (\S+)", place.read_text())
+            launch = read_launch(root / sharding[1]) if sharding else Launch()
+            text = preflight(read_config(place), launch=launch, device_bytes=80 * 10**9, rate=rate * 1e12).text
+            needs, seconds, hours = (re.search(p, text)[1] for p in (r"needs (\S+ \S+) of", r"(\S+) s an iteration", r"(\S+) in all"))
+            how = f"{launch.processes} GPUs, {'sharded' if launch.sharded else 'copies'}" if sharding else "1 GPU, with offloading"
+            lines.append(f"| `{place.stem}` | {how} | {needs} | {float(seconds):.0f} | {float(hours):.0f} |")
+    said = f"By `python -m bpgo preflight PRESET`, at 40 % of {rate} TFLOP/s, decoding and rewards not counted. Not measured: no GPU."
+    return f"{said}\n\n" + "\n".join(lines)
+
+
 def _iterations(root):
     profile = yaml.safe_load((root / "reproduce/video.yaml").read_text())
     return " and ".join(str(profile[task]["parameters"]["iterations"]) for task in ("text_to_video", "image_to_video"))
 
 
-MARKS = {"picture": picture, "results": results, "video picture": video_picture, "video": video, "study": study}
+MARKS = {"picture": picture, "results": results, "video picture": video_picture, "video": video, "study": study, "recipes": recipes}
 
 
 def filled(text, root):
