@@ -143,8 +143,9 @@ def _signal(plan: pd.DataFrame, records: dict) -> Asked:
         found = found[found["groups"] == "all"].sort_values("low")
         ends = [(f"{r.signal}, stage {r.stage}", Interval(r.rho, r.low, r.high, r.n)) for r in found.iloc[[0, -1]].itertuples()]
         told = "rank correlation with true reliability from " + " to ".join(f"{_said(i, '+.2f')} ({name})" for name, i in ends)
-        told += f"; above 0 in {(found['low'] > 0).sum()} of {len(found)} cases"
-        return int(found["n"].min()), told, bool((found["low"] > 0).all())
+        clear = (found["low"] > 0) & (found["auroc_low"] > 0.5)
+        told += f"; above 0, and AUROC above .5, in {clear.sum()} of {len(found)} cases of a prior and a stage"
+        return int(found["n"].min()), told, bool(clear.all())
 
     return [(task, ["ambiguity"], lambda task=task: answer(task)) for task in _tasks(plan, "ambiguity")]
 

@@ -1,0 +1,234 @@
+# ---
+# jupyter:
+#   bpgo:
+#     smallest: {task: t2v, descriptions: 4}
+#     quick: true
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 5. Does a high reward mean a reliable one?
+# *Half a minute on one CPU core. Half an hour to read. Read notebook 1 first.*
+#
+# RAS gives more weight to a group whose mean reward lies above a prior. Behind this stands an assumption that the paper never tests: that a high reward is a *trustworthy* one. Here the truth is known, and so is how ambiguous a prompt is: the **bits** that it leaves open, the logarithm of how many scenes fit.
+#
+# Afterwards you can say what ambiguity does to a reward model, why group normalisation makes noise loud, and whether deviation from the prior tells which groups to trust.
+#
+# First one thing, described from clear to open. Every picture shown fits its description. Each dot is the reward of a picture: solid, it shows all that is said; hollow, one named thing is wrong.
+
+# %% tags=["parameters"]
+task: str = "t2i"  # t2i, t2v or i2v; the last figure has all three
+descriptions: int = 40  # things that are described, for the intervals
+seed: int = 0  # of the things and their pictures
+results: str = ""  # folder of the study's results; empty, those of the repository
+output: str = ""  # folder for the record; empty, none is written
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from bpgo.analysis import ambiguity, evidence, plots, statistics
+from bpgo.objective import group_advantages, ras_weights
+from bpgo.records import record
+
+SIZE = 12  # right pictures of a description, and as many near misses
+world, rewards = ambiguity.world(task), ambiguity.rewards_of(task)
+chain = [case for case in ambiguity.omissions(world, 1, SIZE, seed) if case.open != 1]
+titles = [f"{case.caption}\n{case.bits:.1f} bits open" for case in chain]
+if chain[0].pictures.ndim == 4:
+    plots.show_pictures([case.pictures[:8] for case in chain], titles, 0.75)
+else:  # of a video its first, middle and last frame
+    plots.show_pictures([torch.stack([plots.film(video[::4]) for video in case.pictures[:3]]) for case in chain], titles, 0.75)
+plt.show()
+figure, [[ax]] = plots.new_figure(size=(8, 2.8))
+scored = ambiguity.measure(world, chain, rewards)
+values = np.stack([np.pad(r, (0, 2 * SIZE - len(r)), constant_values=np.nan) for r in scored["rewards"]])
+plots.strips(ax, values, np.tile(np.arange(2 * SIZE) < SIZE, (len(chain), 1)), [f"{bits:.1f} bits" for bits in scored["bits"]])
+plots.labelled(ax, "solid: all that is said is right; hollow: near misses (with all open, nothing can be wrong)", "reward (no unit)")
+plt.show()
+
+# %% [markdown]
+# ## What ambiguity does to a reward
+# Now many things. Of each, one attribute after the other is left out. And the complete description is said in **other words**: none to four synonyms, in two word orders. That leaves no bit open, so it should change nothing. (All these words were equally frequent when the rewards were trained; rare ones may do worse.)
+#
+# - *mean*, *spread*: of the rewards of right pictures. They are all right, so the spread is noise.
+# - *error*: how often a near miss gets a higher reward than a right picture; .5 is chance.
+# - *disagreement*: 1 less the rank correlation with a second reward, trained apart; 1 is chance. `disagreement_right` is over right pictures alone.
+#
+# **Before you run it:** which of these grow with the bits?
+
+# %%
+left_out = ambiguity.measure(world, ambiguity.omissions(world, descriptions, SIZE, seed), rewards)
+reworded = ambiguity.measure(world, ambiguity.wordings(world, (descriptions + 1) // 2, SIZE, seed), rewards)
+columns = ["bits", "mean", "spread", "gap", "error", "disagreement", "disagreement_right"]
+omitted, said = left_out.groupby("open")[columns].mean(), reworded.groupby(["turned", "synonyms"])[columns].mean()
+print("attributes left open\n" + omitted.round(3).to_string() + "\n\nother words\n" + said.round(3).to_string())
+print("\nstandard deviations over the wordings of one picture, of a group's mean; and over right pictures of one wording:")
+print(ambiguity.over_wordings(reworded, SIZE).mean().round(4).to_dict())
+
+# %%
+lines = {"attributes left open": (left_out, "open", "o-"), "synonyms": (reworded[~reworded["turned"]], "synonyms", "s--"),
+         "synonyms, other word order": (reworded[reworded["turned"]], "synonyms", "^:")}  # fmt: skip
+labels = {"mean": "mean reward of right pictures", "spread": "spread among right pictures", "error": "error: near miss preferred",
+          "disagreement": "disagreement of two rewards"}  # fmt: skip
+chance = {"error": 0.5, "disagreement": 1.0}  # dotted
+figure, axes = plots.new_figure(1, 4, (12, 3.2))
+for ax, (name, label) in zip(axes[0], labels.items(), strict=True):
+    for (title, (rows, by, style)), colour in zip(lines.items(), ("black", "0.4", "0.6"), strict=True):
+        found = {at: statistics.bootstrap_mean(part[name].to_numpy()) for at, part in rows.groupby(by) if part[name].notna().any()}
+        middle = np.array([i.mean for i in found.values()])
+        bars = np.abs(np.array([[i.low, i.high] for i in found.values()]).T - middle)
+        ax.errorbar(list(found), middle, bars, fmt=style, color=colour, capsize=2, markersize=5, label=title)
+    ax.set_xticks(range(5), [f"{at}\n{bits:.1f}" for at, bits in omitted["bits"].items()])
+    ax.set_ylim(0, chance.get(name, ax.get_ylim()[1]) * 1.05)
+    ax.axhline(chance.get(name, -1), color="black", ls=(0, (1, 3)))
+    plots.labelled(ax, label, "how many (below: bits left open)")
+axes[0, 1].legend(frameon=False, fontsize=8, loc="lower right")
+plt.show()
+
+# %% [markdown]
+# The more is left open, the lower the *mean*: deviation from a prior does see ambiguity. Other words hardly move it. But look at the error: where a picture *can* be wrong, the reward nearly always finds it, however much is open. And among right pictures the two rewards agree no better than chance: that spread is noise, not a taste that both share.
+#
+# ## What group normalisation makes of it
+# So what decides how much of a group is signal? Let us compose groups of twelve, with one attribute open, from none to twelve near misses.
+#
+# **Before you run it:** the group without any near miss has the highest mean. How strong is its gradient?
+
+# %%
+groups = ambiguity.mixed(left_out[left_out["open"] == 1], SIZE)
+groups["signal variance"] = groups["signal"] * groups["std"] ** 2
+groups["noise variance"] = groups["std"] ** 2 - groups["signal variance"]
+by_wrong = groups.groupby("wrong").mean()
+figure, axes = plots.new_figure(1, 3, (12, 3.0))
+axes[0, 0].plot(by_wrong.index, by_wrong["mean"], "ko-")
+raw, normalised = by_wrong[["signal variance", "noise variance"]].to_numpy().T, (by_wrong["signal"], 1 - by_wrong["signal"])
+for ax, (signal, noise) in zip(axes[0, 1:], (raw, normalised), strict=True):
+    ax.bar(by_wrong.index, signal, color="black", label="signal: right or wrong")
+    ax.bar(by_wrong.index, noise, bottom=signal, color="white", edgecolor="black", hatch="////", label="noise: all else")
+axes[0, 1].legend(frameon=False, fontsize=8, loc="upper left")
+axes[0, 1].set_ylim(top=1.35 * sum(raw).max())
+titles = {"mean reward, which RAS sees": "reward (no unit)", "variance of the rewards": "reward squared", "variance of the advantages": "share"}
+for ax, (title, unit) in zip(axes[0], titles.items(), strict=True):
+    plots.labelled(ax, title, f"near misses among {SIZE} pictures", unit).set_xticks(range(0, SIZE + 1, 2))
+plt.show()
+for wrong in (0, 1, SIZE // 2):
+    print(f"{wrong} near misses: noise {by_wrong['noise variance'][wrong] ** 0.5:.3f} in the rewards, {(1 - by_wrong['signal'][wrong]) ** 0.5:.2f}",
+          f"in the advantages, {1 / by_wrong['std'][wrong]:.0f} times as much")  # fmt: skip
+right = torch.tensor(np.stack([r[:SIZE] for r in left_out["rewards"]]))
+half = torch.tensor(np.stack([r[SIZE // 2 : -SIZE // 2] for r in left_out.loc[left_out["open"] == 1, "rewards"]]))
+print("norm of a group's advantages, none wrong and half wrong:", *(f"{group_advantages(g).norm(dim=1).mean():.2f}" for g in (right, half)))
+
+# %% [markdown]
+# Every group comes out equally strong. Where all are right, all of it is noise, and as that group has the highest mean, **RAS would trust it most**. Among the others the rule turns: the fewer are wrong, the higher the mean *and* the share of signal.
+#
+# ## Is deviation from the prior a reliability signal? (H5)
+# Now real groups: twelve samples of each evaluation prompt, before, half-way through and after training with GRPO. A group's **true reliability** is the correlation of its rewards with the oracle's, the share of named attributes that is right. It is 0 by definition where the oracle sees no difference: those groups are crosses.
+#
+# **Before you run it:** will the dots rise to the right?
+
+# %%
+plan, records = evidence.read(results)
+real = ambiguity.groups(plan, records)
+for name in ambiguity.TASKS:
+    own = real[real["task"] == name]
+    counts = f"{own['prompt'].nunique()} prompts, {own['seed'].nunique()} seeds, {own['flat'].mean():.0%} of groups flat" if len(own) else ""
+    print(f"{name}: {counts or 'not run, see `make study ARGS=' + repr('all ambiguity') + '`'}")
+own = real[real["task"] == task].assign(flat=lambda t: t["flat"].astype(bool))
+kinds = {"nothing open": own["level"] == 1, "something open": own["level"].between(0.01, 0.99), "nothing named": own["level"] == 0}
+if len(own):
+    figure, axes = plots.new_figure(1, 3, (12, 3.4), sharey=True, sharex=True)
+    marks = {"nothing open": ("o", "black"), "something open": ("o", "white"), "nothing named": ("^", "0.7"), "flat truth": ("x", "black")}
+    for ax, (stage, part) in zip(axes[0], own.groupby("stage"), strict=True):
+        for name, (marker, colour) in marks.items():
+            chosen = part[part["flat"] if name == "flat truth" else kinds[name][part.index] & ~part["flat"]]
+            ax.scatter(chosen["reward_mean"], chosen["agreement"], 18, colour, marker=marker, label=name, **({} if marker == "x" else {"ec": "black"}))
+        plots.labelled(ax, f"{task}: iteration {part['iteration'].iloc[0]}", "mean reward of the group", "" if stage else "true reliability")
+    axes[0, 0].legend(frameon=False, fontsize=8, loc="lower left")
+    plt.show()
+
+# %% [markdown]
+# A prior that is one number for all groups (constant, SFT mean, running mean, the hierarchy of notebook 8) cannot change their order: as far as ranks go, the deviation from it is the mean reward itself, **one level**. Two priors differ from prompt to prompt: the SFT model's reward of the same prompt (before training it *is* the mean), and the first frame's (image-to-video). Below them stand two other signals, which were not planned: the group's spread, and the agreement of its rewards with a second model's.
+#
+# `rho` is the rank correlation with true reliability, `auroc` the chance that a group above the median of reliability has the higher signal. Intervals (95 %) resample prompts, `n` of them, since all seeds share prompts and noise; `seed_low` to `seed_high` is the range over trainings. The plan counts all groups; those without a flat truth stand beside. H5 is refuted where the interval of `rho` holds 0 or lies below it, or that of `auroc` holds .5.
+
+# %%
+table = ambiguity.reliability(real)
+signals, stages = (*ambiguity.DEVIATIONS, *ambiguity.OTHERS), ("before", "half-way", "after")
+figure, axes = plots.new_figure(1, 3, (12, 4.6), sharey=True, sharex=True)
+for ax, name in zip(axes[0], ambiguity.TASKS, strict=True):
+    part = table[table["task"] == name]
+    for _, row in part.iterrows():
+        y = 4 * signals.index(row["signal"]) + row["stage"] + (-0.15 if row["groups"] == "all" else 0.15)
+        face = "black" if row["groups"] == "all" else "white"
+        ax.errorbar(row["rho"], y, None, [[row["rho"] - row["low"]], [row["high"] - row["rho"]]], "o", color="black", mfc=face, ms=5, lw=1)
+    ax.axvline(0, color="black", lw=1, ls="--")
+    if not len(part):
+        ax.text(0, 9, "not run", ha="center", backgroundcolor="white")
+    plots.labelled(ax, f"{name} (hollow: without flat groups)", "rank correlation with true reliability")
+rows = [(4 * i + s, f"{signal}, {stages[s]}") for i, signal in enumerate(signals) for s in range(3)]
+axes[0, 0].set(xlim=(-1, 1), ylim=(19, -1))
+axes[0, 0].set_yticks(*zip(*rows, strict=True), fontsize=8)
+plt.show()
+planned = table["signal"].isin(ambiguity.DEVIATIONS) & (table["groups"] == "all")
+stands = np.where((table["low"] > 0) & (table["auroc_low"] > 0.5), "stands", "refuted")
+print(table.round(2).assign(H5=np.where(planned, stands, "")).to_string(index=False) if len(table) else "nothing is run yet")
+
+# %% [markdown]
+# ## Does it say more than how ambiguous the prompt is?
+# That much needs no reward. So let us rank groups among prompts of one kind only.
+
+# %%
+orders = {tuple(ras_weights(right, prior, 0.5, k).argsort().tolist()) for prior, k in ((0.35, 12), (0.8, 12), (0.57, 60))}
+print(f"{len(orders)} order of {len(right)} groups by their weight, whatever the one level and k")
+for name in ("nothing open", "something open"):
+    part = ambiguity.reliability(own[kinds[name]], ("one level", *ambiguity.OTHERS))
+    for signal, rows in part[part["groups"] == "all"].groupby("signal", sort=False):
+        told = [f"{rho:+.2f} ({low:+.2f} to {high:+.2f})" for rho, low, high in rows[["rho", "low", "high"]].to_numpy()]
+        print(f"{name}, n = {rows['n'].max()} prompts, {signal}:".ljust(52), *told, sep="  ")
+
+# %% tags=["nbval-check-output"]
+live = {f"{k} open": row[columns].to_dict() for k, row in omitted.iterrows()}
+live |= {f"{k} synonyms": row[columns].to_dict() for k, row in reworded.groupby("synonyms")[columns].mean().iterrows()}
+composed = {f"{k} wrong": row[["mean", "std", "signal"]].to_dict() for k, row in by_wrong.iterrows()}
+kept = ["rho", "low", "high", "auroc", "auroc_low", "auroc_high", "n"]
+ranked = {" ".join(map(str, row[["task", "stage", "signal", "groups"]])): row[kept].to_dict() for _, row in table.iterrows()}
+context = {"task": task, "descriptions": descriptions, "seed": seed, "runs": len(records)}
+for name, found in {"ambiguity": live, "group_normalisation": composed, "reliability": ranked}.items():
+    values = {row: {k: None if np.isnan(v) else v for k, v in numbers.items()} for row, numbers in found.items()}
+    whole = record(name, values, output, context=context) if values else None
+
+# %% [markdown]
+# ## Exercises
+# **1.** Divide by the standard deviation *plus .05* in equation 1. How strong are groups with none and with half wrong now?
+
+# %% tags=["solution", "hide-cell"]
+print("norms:", *(f"{((g - g.mean(1, keepdim=True)) / (g.std(1, keepdim=True) + 0.05)).norm(dim=1).mean():.2f}" for g in (right, half)))
+# The group that has nothing to say is quiet now, without a prior. But .05 is on this reward's scale, and another reward needs another number.
+
+# %% [markdown]
+# **2.** Rank the real groups by the share of attributes that their prompt names, without any reward. Does the mean reward do better?
+
+# %% tags=["solution", "hide-cell"]
+named = ambiguity.reliability(own, ("level", "one level"))
+print(named.loc[named["groups"] == "all", ["stage", "signal", "rho", "low", "high", "n"]].round(2).to_string(index=False) if len(named) else "not run")
+# If it does not, then over all prompts the reward tells little of reliability that the prompt does not say already.
+
+# %% [markdown]
+# ## Summary
+# - Ambiguity lowers the mean reward, and other words hardly do. So deviation from a prior does measure *how much a prompt says*.
+# - Whether a reward is *reliable* depends on whether a group holds both right and wrong samples. A group without a difference has no signal, however high its reward, and group normalisation gives it full strength.
+# - In text-to-image, deviation from the prior is a weak signal of reliability, and among prompts that leave something open none that can be seen. A group's spread and the agreement of two rewards need no prior, and over all groups do at least as well. (The last two comparisons were not planned.)
+#
+# **Vary** `task`, `seed`. **Where it breaks:** drawings are cleaner than what a generator makes; one thing a picture; twelve samples measure a group's reliability only roughly, which pulls every `rho` towards 0; three trainings; intervals are not corrected for their number.
+#
+# ## References
+# - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3).
+# - Hanley and McNeil, The meaning and use of the area under a receiver operating characteristic curve, Radiology 143 (1982): the AUROC as a chance.
