@@ -21,7 +21,7 @@
 #
 # Afterwards you can say what a reward, a group and an advantage are, write one iteration of GRPO, and see how a slight error of the score ruins a prompt that leaves something open.
 #
-# The first picture shows our generator before it has seen a score. Asked for "upper left", it is right in about six of ten cases. The fifth prompt, "anywhere", leaves the corner open: every corner is right.
+# The first picture shows our generator before it has seen a score, 300 drawings of each prompt, a dot each. Asked for "upper left", it is right in about six of ten cases. The fifth prompt, "anywhere", leaves the corner open: every corner is right.
 
 # %% tags=["parameters"]
 seed: int = 0  # of everything that is drawn at random
@@ -51,8 +51,9 @@ optimiser = torch.optim.AdamW(network.parameters(), 2e-3)
 for _ in range(1500):
     prompt = torch.randint(5, (256,))
     careless = (prompt == 4) | (torch.rand(256) < 0.5)  # half of its examples sit in any corner
-    point = corners[torch.where(careless, torch.randint(4, (256,)), prompt.clamp_max(3))] + 0.2 * torch.randn(256, 2)
-    noise, sigma = torch.randn(256, 2), torch.rand(256, 1)
+    where = torch.where(careless, torch.randint(4, (256,)), prompt.clamp_max(3))  # "anywhere", 4, is always careless
+    point = corners[where] + 0.2 * torch.randn(256, 2)
+    noise, sigma = torch.randn_like(point), torch.rand(256, 1)
     error = velocity((1 - sigma) * point + sigma * noise, sigma, prompt) - (noise - point)
     optimiser.zero_grad(), error.square().mean().backward(), optimiser.step()
 
@@ -88,10 +89,10 @@ plt.show()
 # Our generator is a **flow model**, as FLUX and Wan are. In training, a point was mixed with noise, $x_\sigma = (1-\sigma)\,x_0 + \sigma\,\varepsilon$, and a network learned the **velocity** $v = \varepsilon - x_0$, the direction from the point to the noise. To draw, start from noise and walk against it, step by step, until $\sigma = 0$.
 #
 # ## A reward
-# The score of a drawing is its **reward**, higher is better. Ours is near 1 at the corner that was asked for and small at the others. For "anywhere" all corners should count the same, but this score has a **taste**: a tenth more on the right, a tenth less on the left. Real reward models have many such tastes.
+# The score of a drawing is its **reward**, higher is better. Ours is near 1 at the corner that was asked for, about .3 at its neighbours and .1 across. For "anywhere" all corners should count the same, but this score has a **taste**: it adds a tenth of the horizontal position. Real reward models have many such tastes.
 #
 # ## A group
-# A reward by itself says little: is 0.6 good for this prompt? So draw several times for one prompt, a **group**, and compare. The **advantage** is the reward less the group's mean, over the group's standard deviation (equation 1).
+# A reward by itself says little: is 0.6 good for this prompt? So draw several times for one prompt, a **group**, and compare. The **advantage** is the reward less the group's mean, over the group's standard deviation (equation 1 of the paper below). Less the mean: "good" becomes "better than usual for this prompt". Over the spread: prompts whose rewards have different scales count equally. That is also its flaw, as you will see.
 #
 # **Before you run:** the rewards of "anywhere" will differ much less than the others. How large will its advantages be?
 
@@ -119,13 +120,13 @@ plt.show()
 # As large as everybody's. Dividing by the spread makes all groups equally loud, whether their differences mean anything or not. Keep that in mind.
 #
 # ## A gradient
-# To make a drawing more likely we need its probability. The walk above has none: it is deterministic. So each step gets some fresh noise, and the direction is corrected so that the drawings stay the same in distribution (the term with $s^2$; Flow-GRPO). Now a step is a draw from a normal distribution of known mean and width, and its log-probability is a square. The **policy gradient** raises the log-probability of every step of a good drawing and lowers that of a bad one, in proportion to the advantage. That is all of **GRPO**.
+# To make a drawing more likely we need its probability. The walk above has none: it is deterministic. So each step gets fresh noise of size $s$. Alone that would spread the points too widely; but $x + (1-\sigma)v$ is the network's guess of the noise in $x$, and each step takes $s^2/2\sigma$ of it away, which makes room for the new (Flow-GRPO). Now a step is a draw from a normal distribution, and its log-probability is, up to a constant, minus the squared distance from the mean over twice the squared width. The **policy gradient** raises the log-probability of every step of a good drawing and lowers that of a bad one, in proportion to the advantage. That is all of **GRPO**.
 #
-# (The *ratio* is the step's probability now over that when it was drawn. It is 1 here, with the right gradient; it matters, and is clipped, when one set of drawings serves several updates.)
+# (The *ratio* is the step's probability now over that when it was drawn. Its value is 1 here, its gradient that of the log-probability. When one set of drawings serves several updates it leaves 1, and is clipped near it, so that no update goes too far.)
 
 # %%
 def noisy_step(v, x, now, then):  # mean (B, 2) and width of a step
-    s = 0.7 * (now / (1 - now).clamp_min(0.03)).sqrt()
+    s = 0.7 * (now / (1 - now).clamp_min(0.03)).sqrt()  # 0.7: how much noise, by choice; 0.03: no division by zero
     return x + (v + s**2 / (2 * now) * (x + (1 - now) * v)) * (then - now), s * (now - then).sqrt()
 
 
@@ -134,20 +135,22 @@ def iteration(optimiser):
     with torch.no_grad():  # draw, and keep every step
         for now, then in pairwise(sigmas):
             mean, width = noisy_step(velocity(x, now, group), x, now, then)
-            path.append((x, now, then, x := mean + width * torch.randn_like(x)))
+            x_next = mean + width * torch.randn_like(x)
+            path.append((x, now, then, x_next))
+            x = x_next
     rewards = reward(x, group).view(5, -1)
     advantage, loss = group_advantages(rewards).flatten(), 0
-    for x, now, then, x_next in path[:-1]:  # the last step lands on the drawing, and is left out
+    for x, now, then, x_next in path:
         mean, width = noisy_step(velocity(x, now, group), x, now, then)
         log_prob = -(x_next - mean).square().sum(1) / (2 * width**2)
         ratio = torch.exp(log_prob - log_prob.detach())
-        loss = loss - (ratio * advantage).mean() / (len(path) - 1)
+        loss = loss - (ratio * advantage).mean() / len(path)
     optimiser.zero_grad(), loss.backward(), optimiser.step()
     return rewards.mean(1)
 
 # %% [markdown]
 # ## Learning
-# **Before you run:** what will the drawings of "lower left" look like after training? And those of "anywhere", all of which were right from the start?
+# **Before you run:** what will the drawings of "lower left" look like after training? And those of "anywhere", nearly all of which were right from the start?
 
 # %%
 optimiser = torch.optim.AdamW(network.parameters(), 1e-3)
@@ -158,10 +161,10 @@ show(axes[0], after, "after")
 plt.show()
 figure, [[ax]] = plots.new_figure(1, 1, (6, 2.8))
 smooth = curve.unfold(0, 2, 1).mean(2) if iterations < 10 else curve.unfold(0, 8, 1).mean(2)
-for values, name, dashes in zip(smooth.T, prompts, ("-", "--", "-.", ":", (0, (1, 3))), strict=True):
-    ax.plot(values, linestyle=dashes, color="black", label=name)
+for values, name, dashes in zip(smooth.T, prompts, ("-", "--", "-.", ":", "-"), strict=True):
+    ax.plot(values, linestyle=dashes, color="0.6" if name == "anywhere" else "black", label=name)
 ax.legend(frameon=False, fontsize=8)
-plots.labelled(ax, "mean of eight iterations", "iteration", "mean reward of a group")
+plots.labelled(ax, "means of eight iterations, from the one shown on", "iteration", "mean reward of a group")
 plt.show()
 
 # %% tags=["nbval-check-output"]
@@ -179,7 +182,7 @@ whole = record("start_here", {"before": found(before), "after": found(after)}, o
 # ## Summary
 # - **GRPO**: draw a group, score it, turn scores into advantages within the group, raise the log-probability of what was above average.
 # - It worked: the four clear prompts are right nearly always. They also lost their variety: points crowd together, since nothing rewards being different.
-# - It also failed. "Anywhere" was right before; now it draws on the right only. A taste of 0.1 became a full-size gradient, because its group was divided by its own small spread. **The reward rose all the same.** Knowing which differences to trust is what the rest of this course is about: notebook 1 weighs groups (RAS) and sharpens rewards (CRT), notebook 2 trains a real FLUX pipeline.
+# - It also failed. "Anywhere" was right before; now it draws on the right only, a little beyond the corners, since the taste grows with the position, and partly between them, since a smooth walk cannot jump. A taste of 0.1 became a full-size gradient, because its group was divided by its own small spread. **The reward rose all the same.** Knowing which differences to trust is what the rest of this course is about: notebook 1 weighs groups (reliability-adaptive scaling, RAS) and sharpens rewards (contrastive reward transformation, CRT), notebook 2 trains a real FLUX pipeline.
 #
 # **Vary** `taste` (0, -0.1), `group_size`, `iterations`. **Where it breaks:** with `group_size` 2 an advantage is only a sign; with 600 iterations single points remain.
 #
@@ -191,7 +194,7 @@ print("largest difference between advantages:", (group_advantages(rewards) - gro
 # None: mean and standard deviation both grow tenfold. GRPO cannot see the scale of a reward.
 
 # %% [markdown] tags=["exercise"]
-# **2.** Give "anywhere" no taste at all, but a little random noise. Do its advantages become smaller?
+# **2.** Suppose every drawing of "anywhere" scored 0.9, plus noise of 0.001. Would its advantages be smaller?
 
 # %% tags=["solution", "hide-cell"]
 honest = 0.9 + 0.001 * torch.randn(1, group_size)
@@ -202,7 +205,7 @@ print("size of the advantages:", group_advantages(honest).square().mean().sqrt()
 # **3.** How would you weigh a group, knowing all groups' rewards, so that "anywhere" cannot be ruined? Write down a rule before you open notebook 1.
 
 # %% [markdown] tags=["solution", "hide-cell"]
-# One answer: weigh each group by its spread over the usual spread of all groups, so that "anywhere" keeps its small differences small. (Dr. GRPO does this: it leaves the division by the standard deviation out.) It helps here, where a meaningless group has a small spread; it does not help where the reward is merely noisy. RAS takes another sign of trust, a high group mean, and "anywhere" has the highest of all. Would RAS help here? Notebook 1 lets you compute it.
+# One answer: weigh each group by its spread over the usual spread of all groups, so that "anywhere" keeps its small differences small. (Dr. GRPO does this: it leaves the division by the standard deviation out.) It helps here, where a meaningless group has a small spread; it does not help where the reward is merely noisy. The paper takes another sign of trust, a high group mean. Here "anywhere" has the highest of all, so it would be weighed up.
 
 # %% [markdown]
 # ## References

@@ -17,9 +17,9 @@
 # # 1. Which differences in reward deserve a gradient?
 # *Half a minute on two CPU cores, no accelerator; 20 minutes to read.*
 #
-# Afterwards you can compute Bayesian Prior-Guided Optimization (BPGO) in plain torch, say when group normalisation turns noise into gradient, set `k` for a reward of any scale, and spot rewards that the method would rank upside down.
+# Afterwards you can compute Bayesian Prior-Guided Optimization (BPGO) in plain torch, say when group normalisation (dividing by the group's spread) turns noise into gradient, set the sharpness `k` of its trust for a reward of any scale, and spot rewards that the method would rank upside down.
 #
-# A generator draws several pictures for one prompt, a **group**. A reward model scores each: its **reward**, higher is better. The **advantage** says how far a reward stands above its group; training makes pictures with a positive one more likely, the others less.
+# A generator draws several pictures for one prompt, a **group**. A reward model scores each: its **reward**, higher is better. The **advantage** `A` says how far a reward stands above its group; training makes pictures with a positive one more likely, the others less.
 
 # %% tags=["parameters"]
 seed: int = 0  # of the noise in the rewards
@@ -47,10 +47,10 @@ import torch
 from bpgo.analysis import plots
 
 prompts = ["a red circle", "a shape", "a rare purple cross", "something bright"]
-level = torch.tensor([0.60, 0.50, 0.50, 0.60])[:, None]
+mean_reward = torch.tensor([0.60, 0.50, 0.50, 0.60])[:, None]
 can_be_wrong = torch.tensor([True, False, True, False])[:, None]
 fits = (torch.arange(group_size) % 2 == 0) | ~can_be_wrong
-quality = level + signal * can_be_wrong * (fits.float() - 0.5)
+quality = mean_reward + signal * can_be_wrong * (fits.float() - 0.5)
 torch.manual_seed(seed)
 rewards = quality + noise * torch.randn(quality.shape)  # (N prompts, G pictures)
 
@@ -86,7 +86,7 @@ for name, one, lasting in zip(prompts, size(advantages), kept, strict=True):
 # For the ambiguous prompts almost nothing lasts. (A *constant* taste of the reward model, say for a colour, would not average out.)
 #
 # ## RAS: a weight for each group
-# Reliability-adaptive scaling (equations 2, 3) compares a group's mean with the **prior** (dashed above), the reward expected of a clear, typical prompt. Its weight `w`, within `1 ± alpha`, multiplies the group's loss.
+# Reliability-adaptive scaling (equations 2, 3) compares a group's mean with the **prior** (dashed above), the reward expected of a clear, typical prompt. With $p$ for the prior, the weight of a group is $w = 1 + \alpha\,(2\,\mathrm{sigmoid}(k(\bar R - p)) - 1)$, within `1 ± alpha`, and multiplies the group's loss.
 #
 # **Before you run:** the page's standard deviation is about .07. What will `k = 1` do? Which of the *ambiguous* prompts will RAS trust?
 
@@ -108,7 +108,7 @@ for name, a, b in zip(prompts, w_plain, w, strict=True):
 # RAS then turns "a shape" down, but also the rare cross, whose differences are real; "something bright", pure noise, it turns *up*. The weight never looks at the noise: it assumes that a high mean goes with reliable rewards. This page breaks that half the time, by design; whether real prompts do must be measured.
 #
 # ## CRT: another reward inside the group
-# Contrastive reward transformation (equation 4) adds a step at the prior and multiplies by `exp(R)`. We try it on the page as scored, and in standard deviations from the prior, where rewards below the prior are negative.
+# Contrastive reward transformation (equation 4) replaces each reward by $(\lambda(R - p) + 1_{R > p})\,e^R$: a slope, and a step that sets rewards above the prior apart. The result is normalised in its group like any reward, which gives `A~`. We try it on the page as scored, and in standard deviations from the prior, where rewards below the prior are negative.
 #
 # **Before you run:** only the unit differs. Does the order of the pictures survive both times?
 
@@ -137,10 +137,10 @@ axes[1].text(-3.9, -0.03, "more than 1 below the\nprior: order reversed", va="to
 plt.show()
 
 # %% [markdown]
-# On the left CRT is nearly a label, above or below the prior: the step dwarfs the slope. On the right (only rewards below the prior shown) the worst no longer come last. There the slope is `lam * exp(R) * (1 + R - prior)`, negative once a reward is more than **one whole unit** below the prior: `exp(R)` shrinks faster than the bracket grows. With rewards and prior in [0, 1] that cannot happen; with rewards well below zero it can.
+# On the left CRT is nearly a label, above or below the prior: the step dwarfs the slope. On the right (only rewards below the prior shown) the worst no longer come last. There the slope is `lam * exp(R) * (1 + R - prior)`, negative once a reward is more than **1.0** below the prior, on whatever scale it has: `exp(R)` shrinks faster than the bracket grows. With rewards and prior in [0, 1] that cannot happen; with rewards well below zero it can.
 #
 # ## BPGO: both, in one update
-# Equation 5 adds the weighted loss and `beta` times the loss on transformed rewards. Both are clipped in the **ratio**, a picture's probability now over that when it was drawn: 1 in the first update.
+# Equation 5 adds the weighted loss and `beta` times the loss on transformed rewards. Both are clipped in the **ratio**, a step's probability now over that when it was drawn (here one number a picture): 1 in the first update. Clipping takes the worse of the plain and the clipped term, so nothing is gained by moving the ratio more than `clip` from 1.
 #
 # **Before you run:** two losses, a clip in each. Is that one loss with other advantages?
 
@@ -158,7 +158,7 @@ torch.testing.assert_close(log_ratio.grad, -effective / rewards.numel())
 print("gradient of BPGO = gradient of GRPO with w * A + beta * A~")
 
 # %% [markdown]
-# At ratio 1, yes, without a second forward pass. Once a ratio leaves the clip range, no: where the two advantages differ in sign, only one term is clipped.
+# At ratio 1, yes, and the network runs once. Later, no: above 1 + clip only a term of positive advantage stops growing, below 1 - clip only one of negative, and `A` and `A~` may differ in sign.
 #
 # The package computes the same:
 
@@ -182,7 +182,7 @@ context = settings | {"seed": seed, "noise": noise, "signal": signal, "prior": p
 _ = record("ras_and_crt", table, output, context=context)
 
 # %% [markdown]
-# `turned` is the share of pairs that CRT reverses, as scored and in standard deviations; the last four columns are the size of each group's gradient. RAS sets "a shape" and "a red circle" further apart than BPGO: the CRT term is normalised anew, and `w` does not multiply it.
+# `lasting` is what averaging left above, `w_k1` the weight at `k = 1`, `turned` the share of pairs that CRT reverses, as scored and in standard deviations; the last four columns are the size of each group's gradient (of `crt`: `A + beta * A~`). RAS sets "a shape" and "a red circle" further apart than BPGO: the CRT term is normalised anew, and `w` does not multiply it.
 #
 # ## Turn the knobs
 # A panel shows the effective advantages, a line per prompt (solid: real differences, dashed: noise).
@@ -194,7 +194,7 @@ def explore(alpha=alpha, kappa=kappa, lam=lam, prior=prior, beta=beta, ax=None, 
     a = objective.bpgo(rewards, prior, alpha=alpha, k=k, lam=lam, beta=beta).effective
     for name, r, y, real, marker in zip(prompts, rewards, a, can_be_wrong, "o^sD", strict=True):
         order = r.argsort()
-        ax.plot(r[order], y[order], "k-" if real else "k--", marker=marker, mfc="w", ms=4, lw=1, label=name)
+        ax.plot(r[order], y[order], "k-" if real else "k--", marker=marker, ms=4, lw=1, label=name)
     ax.axvline(prior, color="0.6", ls=":")
     plots.labelled(ax, title)
 
@@ -222,7 +222,7 @@ if interactive:
     interact(lambda **chosen: explore(**chosen), **knobs)
 
 # %% [markdown]
-# A large `kappa` drives weights to `1 ± alpha`; a large `lam` drowns the step in the slope, and CRT adds little but size.
+# A larger `alpha` sets the groups apart; the prior moves the jump. A large `kappa` drives weights to `1 ± alpha`; a large `lam` drowns the step in the slope, and CRT adds little but size.
 
 # %% [markdown]
 # ## Exercises

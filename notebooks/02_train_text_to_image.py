@@ -20,11 +20,11 @@
 # # 2. What does a text-to-image model learn from a reward, and what does it lose?
 # *About 4 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebook 1 first.*
 #
-# We train one small FLUX pipeline four times, from the same weights, prompts and noise, with GRPO, RAS, CRT and BPGO. A reward model steers the training. Two judges do not: a second reward model, **held out**, and an **oracle** that reads a picture back and knows the truth.
+# We train one small FLUX pipeline four times, from the same weights, prompts and noise, with GRPO, RAS, CRT and BPGO. A reward model, a small CLIP, steers the training. Two judges do not: a second reward model, **held out**, and an **oracle**, a program that reads shapes, colours, sizes and places back from a picture and so knows what is right.
 #
 # Afterwards you can train these objectives on a diffusers pipeline of your own, tell learning from gaming the reward, and say how little one seed decides.
 #
-# First the model as we find it. It learned from partly wrong captions, so it errs. Below stand four pictures each of a clear and an ambiguous prompt, with reward `R` and group advantage `A` (equation 1).
+# First the model as we find it. It learned from partly wrong captions, so it errs. Four pictures each of a clear and an ambiguous prompt, with reward `R` and group advantage `A` (equation 1):
 
 # %% tags=["parameters"]
 preset: str = "t2i-tiny"  # settings file, or the name of one in reproduce/presets
@@ -66,10 +66,10 @@ for ax, r, a in zip(figure.axes, rewards[shown].flatten(), advantages[shown].fla
 plt.show()
 
 # %% [markdown]
-# Training makes pictures with a positive advantage more likely and the others less. It pushes as hard in the lower row as in the upper, though the rewards below hardly differ. (We picked prompts that show it.)
+# Training pushes as hard in the lower row as in the upper, though the rewards below hardly differ. (We picked prompts that show it.)
 #
 # ## Train
-# Each iteration draws 8 prompts and 12 pictures of each by a stochastic sampler, scores them, and takes two small steps along equation 5. `study.train()` does what `python -m bpgo train` does, for each objective and seed. Everything lies in one folder a run: a killed notebook goes on from there if `output` is given.
+# Each iteration draws 8 prompts and 12 pictures of each by noisy steps as in notebook 0 (a *rollout*), scores them, and takes two small steps along equation 5. `study.train()` does what `python -m bpgo train` does, for each objective and seed; with `output` given, a killed notebook goes on where it was.
 
 # %%
 logs, pictures = study.train()  # Trainer.train() for each objective and seed
@@ -103,7 +103,7 @@ if not interactive:
     study.keep(compare([clear, *(one_each[1:] if len(one_each) > 1 else order[1:5])]), "samples")
 
 # %% [markdown]
-# `R` is the mean reward of the four pictures, `right` the share that shows all its prompt says. For a slider through all prompts, set `interactive = True`.
+# `R` is the mean reward of the four pictures, `right` the share that shows all its prompt says. All rows change, since they share the weights. Where `R` rises and `right` falls in a row, the reward is being gamed. For a slider through all prompts, set `interactive = True`.
 
 # %% tags=["nbval-skip"]
 if interactive:
@@ -119,10 +119,10 @@ if interactive:
 study.keep(figures.curves(logs, [m for m in ("reward", "held_out", "accuracy") if m in before.scores]), "curves")
 
 # %% [markdown]
-# On the left, every objective sees the same prompts at the same iteration, so the curves (means over a tenth of the run) share their ups and downs: compare them with one another, not with their own past. Gaming shows as a rising reward over a flat or falling judge.
+# On the left, all objectives see the same prompts at the same iteration, so the curves (means over a tenth of the run) share their ups and downs: compare them with one another. Gaming shows as a rising reward over a flat or falling judge. Here the held-out reward rises too; the accuracy, of three points without error bars, does not tell.
 #
 # ## Where is it learned?
-# The share of attributes that a prompt names is its level: 1 leaves nothing open, 0 is "a shape". **Diversity** counts how much the pictures of one prompt differ in what it leaves open: 1 as in the world, 0 all alike.
+# The share of attributes that a prompt names is its level: 1 leaves nothing open, 0 is "a shape". **Diversity** counts how much the pictures of one prompt differ in what it leaves open: 1 as in the world's own pictures, 0 all alike; at level 1 nothing is open, and there is none. Levels are rounded to quarters.
 #
 # **Before you look:** GRPO works as hard on noise as on signal. At which levels could that do harm, and which measure would show it?
 
@@ -132,8 +132,10 @@ if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "dive
     plt.show()
 
 # %% [markdown]
+# Where every picture was right from the start, accuracy can hardly fall; diversity can, and that is where noise does its harm.
+#
 # ## Whom does RAS trust?
-# Equation 2 weighs a group by its mean reward against the prior, here a running mean. On the left the weights of training: the line is the mean over groups, the band their range. On the right the weight of each evaluation prompt before training, with the mean of all rewards as prior; the darker, the more of its pictures are right.
+# Equation 2 weighs a group by its mean reward against the prior: here not a fixed number as in notebook 1, but a running mean of all rewards so far. On the left the weights of training: the line is the mean over groups, the band their range. On the right the weight of each evaluation prompt before training, with the mean of all rewards as prior; the darker, the more of its pictures are right.
 #
 # **Before you look:** RAS is meant to trust clear prompts. Will its weight follow the level, or something else?
 
@@ -152,10 +154,10 @@ for name, values in others.items():
     print(f"rank correlation of the weight with {name}: {spearmanr(weights, values).statistic:+.2f}")
 
 # %% [markdown]
-# A prompt is trusted for a high mean reward, whatever its cause. Empty prompts sit together just below 1: every picture fits them a little. Among prompts of one level, those drawn right stand above those drawn wrong, and the smallest weights go to prompts that the model gets *wrong*, clear ones included. So the weight mixes two things, how clear a prompt is and how well the model does already; the two numbers say how much of each.
+# A prompt is trusted for a high mean reward, whatever its cause. Prompts of level 0 sit just below 1: every picture fits them a little. The smallest weights go to prompts that the model gets *wrong*, clear ones included. So the weight mixes how clear a prompt is with how well the model does already.
 #
 # ## What is it worth?
-# Each number below is a paired difference on the same prompts and noise, with its 95 % t interval.
+# Each number below is a paired difference on the same prompts and noise, with its 95 % t interval: one that holds 0 shows no difference. `accuracy` is the share of pictures that are right, `accuracy_specified` that of prompts which leave nothing open, `distance` how far a picture is from the nearest clean drawing (less is better).
 
 # %%
 print(runs.comparison(parts, first))
@@ -165,7 +167,7 @@ spent, table = runs.seconds(logs)
 print(table)
 
 # %% [markdown]
-# With one seed the interval covers other *prompts*. It says nothing about another *training*, and trainings differ: **one seed decides nothing**, and where two objectives lie within each other's intervals, neither won. `make reproduce ARGS="--profile foundations"` trains three seeds for 100 iterations and writes a table with intervals over seeds to `reproduce/results/foundations/`; go by that. Time is no difference between objectives: all share one forward pass (`python -m bpgo bench` measures it side by side).
+# With one seed the interval covers other *prompts*, not another *training*, and trainings differ: **one seed decides nothing**. `make reproduce ARGS="--profile foundations"` trains three seeds for 100 iterations, with intervals over seeds (`reproduce/results/foundations/`); go by that. Times are of runs one after the other, the first of which warms up; side by side (`python -m bpgo bench`) the objectives cost the same, since all share one forward pass.
 
 # %% tags=["nbval-check-output"]
 study.record("text_to_image", first, parts, spent)
