@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test reproduce study lab notebooks lint lock
+.PHONY: help test reproduce study lab notebooks site lint lock
 
 # Given on the command line only (make test BOOTSTRAP=python3.12): variables of the environment are not read.
 BOOTSTRAP = python3
@@ -35,7 +35,7 @@ endef
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  ARGS='-k sde'               passed on to the command behind test, reproduce, study, lab and notebooks"
+	@echo "  ARGS='-k sde'               passed on to the command behind test, reproduce, study, lab, notebooks and site"
 	@echo "  PYTHON=/path/python         use that existing environment and install nothing"
 	@echo "  BOOTSTRAP=python3.12        the Python that makes $(VENV) (at least $(MINIMUM); delete $(VENV) to change it)"
 
@@ -54,6 +54,9 @@ lab: $(SETUP)  ## open the notebooks in JupyterLab
 
 notebooks: $(SETUP)  ## build notebooks/*.ipynb from their .py sources
 	$(PYTHON) reproduce/notebooks.py build $(ARGS)
+
+site: $(SETUP)  ## build the web site from notebooks and docstrings into runs/site
+	$(PYTHON) reproduce/site/conf.py $(ARGS)
 
 lint: $(SETUP)  ## check style only
 	$(PYTHON) -m ruff check .
@@ -75,8 +78,8 @@ lock:  ## resolve pyproject.toml anew into requirements.lock (another torch: mak
 	$(BOOTSTRAP) -m venv "$$scratch/venv"; \
 	pip="$$scratch/venv/bin/python -m pip --disable-pip-version-check"; \
 	echo "Resolving in a fresh environment ..."; \
-	$$pip install --quiet "torch==$(TORCH)" ".[test,reproduce]"; \
-	{ echo "# Everything that '.[test,reproduce]' needs, resolved with $$($(BOOTSTRAP) --version) on $$(uname -sm)."; \
+	$$pip install --quiet "torch==$(TORCH)" ".[test,reproduce,site]"; \
+	{ echo "# Everything that '.[test,reproduce,site]' needs, resolved with $$($(BOOTSTRAP) --version) on $$(uname -sm)."; \
 	  echo "# Made by: make lock TORCH=$(TORCH)"; \
 	  $$pip freeze --exclude bpgo --exclude pip --exclude setuptools --exclude wheel \
 	  | sed -E 's/\+[A-Za-z0-9.]+$$//; /^(nvidia|cuda)-|^triton/d'; } > "$$scratch/lock"; \

@@ -87,7 +87,7 @@ def test_lock_names_each_package_once_and_no_installer():
     assert locked.keys().isdisjoint({"pip", "setuptools", "wheel", PROJECT["name"]})
 
 
-@pytest.mark.parametrize("requirement", requirements_of("test", "reproduce"), ids=str)
+@pytest.mark.parametrize("requirement", requirements_of("test", "reproduce", "site"), ids=str)
 def test_lock_pins_every_requirement_within_its_bound(requirement):
     if requirement.marker is not None and not requirement.marker.evaluate():
         pytest.skip(f"not needed here: {requirement.marker}")
@@ -142,10 +142,10 @@ def test_licence_is_apache_2():
 def test_make_help_lists_exactly_the_verbs_there_are():
     listed = re.findall(r"^  make (\w+)", make("help"), re.M)
     assert listed == makefile_verbs()
-    assert set(listed) >= {"help", "lab", "lint", "lock", "notebooks", "reproduce", "test"}
+    assert set(listed) >= {"help", "lab", "lint", "lock", "notebooks", "reproduce", "site", "test"}
 
 
-@pytest.mark.parametrize("verb", ["test", "reproduce", "lab", "notebooks", "lint"])
+@pytest.mark.parametrize("verb", ["test", "reproduce", "lab", "notebooks", "site", "lint"])
 def test_make_uses_a_given_python_and_then_installs_nothing(verb):
     commands = make("--dry-run", verb, f"PYTHON={sys.executable}")
     assert f"{sys.executable} " in commands
@@ -165,7 +165,7 @@ def test_make_sets_up_a_fresh_clone_whatever_PYTHON_is_in_the_environment(verb):
 def test_ci_makes_the_tests():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert script.read_text(encoding="utf-8").splitlines()[-1] == "make test"
+    assert script.read_text(encoding="utf-8").splitlines()[-2:] == ["make test", "make test ARGS='-m site'"]
 
 
 def test_git_ignores_no_file_of_the_package():
