@@ -15,6 +15,7 @@ from .config import Config
 from .files import read_log
 
 WINDOW = 10  # iterations that a guard looks back on, and after which it looks again
+WEAK = 0.9  # a mean weight below which groups that are all weighted down are worth a word
 
 
 class TrainingWarning(UserWarning):
@@ -39,7 +40,7 @@ def stagnation(metrics: list[dict]) -> str | None:
     if len(recent) < WINDOW:
         return None
     prior, reward, weight, flat = (_mean(recent, name) for name in ("prior", "reward", "weight_mean", "zero_variance_groups"))
-    if all(line["weight_max"] < 1 for line in recent):
+    if weight < WEAK and all(line["weight_max"] < 1 for line in recent):
         return (
             f"RAS has weighted down every group of the last {WINDOW} iterations, by {1 - weight:.0%}, because the prior ({prior:.4g}) "
             f"lies above all of them (mean reward {reward:.4g}). Lower it: prior.kind=running_mean follows the reward"
@@ -56,13 +57,16 @@ def concentration(metrics: list[dict], group_size: int) -> str | None:
     """Few samples have carried each group's gradient for WINDOW iterations.
 
     Advantages of a group sum to 0, so one sample against all others has an effective sample size of 4 (G - 1) / G, and normal rewards
-    have 2 G / pi; the line is drawn half-way. Below six samples the two cannot be told apart.
+    have 2 G / pi; the line is drawn half-way. Below six samples the two cannot be told apart. Groups of equal rewards do not count.
     """
     one, usual = 4 * (group_size - 1) / group_size, 2 * group_size / math.pi
     recent = metrics[-WINDOW:]
-    if group_size < 6 or len(recent) < WINDOW or not all(0 < line["effective_sample_size"] < (one + usual) / 2 for line in recent):
+    if group_size < 6 or len(recent) < WINDOW or any(line["zero_variance_groups"] == 1 for line in recent):
         return None
-    size = _mean(recent, "effective_sample_size")
+    sizes = [line["effective_sample_size"] / (1 - line["zero_variance_groups"]) for line in recent]  # logged, a flat group has 0
+    if max(sizes) >= (one + usual) / 2:
+        return None
+    size = sum(sizes) / len(sizes)
     return (
         f"few samples have carried the gradient of the last {WINDOW} iterations: an effective {size:.2g} of {group_size}, where "
         f"{usual:.2g} is usual and {one:.2g} is a single one against the rest. Look for outliers of the reward; a smaller objective.lam or "

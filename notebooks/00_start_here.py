@@ -205,7 +205,10 @@ print("size of the advantages:", group_advantages(honest).square().mean().sqrt()
 # **3.** How would you weigh a group, knowing all groups' rewards, so that "anywhere" cannot be ruined? Write down a rule before you open notebook 1.
 
 # %% [markdown] tags=["solution", "hide-cell"]
-# One answer: weigh each group by its spread over the usual spread of all groups, so that "anywhere" keeps its small differences small. (Dr. GRPO does this: it leaves the division by the standard deviation out.) It helps here, where a meaningless group has a small spread; it does not help where the reward is merely noisy. The paper takes another sign of trust, a high group mean. Here "anywhere" has the highest of all, so it would be weighed up.
+# <details><summary>One answer</summary>
+#
+# Weigh each group by its spread over the usual spread of all groups, so that "anywhere" keeps its small differences small. (Dr. GRPO does this: it leaves the division by the standard deviation out.) It helps here, where a meaningless group has a small spread; it does not help where the reward is merely noisy. The paper takes another sign of trust, a high group mean. Here "anywhere" has the highest of all, so it would be weighed up.
+# </details>
 
 # %% [markdown]
 # ## References

@@ -119,7 +119,7 @@ if interactive:
 study.keep(figures.curves(logs, [m for m in ("reward", "held_out", "accuracy") if m in before.scores]), "curves")
 
 # %% [markdown]
-# On the left, all objectives see the same prompts at the same iteration, so the curves (means over a tenth of the run) share their ups and downs: compare them with one another. Gaming shows as a rising reward over a flat or falling judge. Here the held-out reward rises too; the accuracy, of three points without error bars, does not tell.
+# On the left, all objectives see the same prompts at the same iteration, so the curves (means over a tenth of the run) share their ups and downs: compare them with one another. Gaming shows as a rising reward over a flat or falling judge. Here the held-out reward rises too.
 #
 # ## Where is it learned?
 # The share of attributes that a prompt names is its level: 1 leaves nothing open, 0 is "a shape". **Diversity** counts how much the pictures of one prompt differ in what it leaves open: 1 as in the world's own pictures, 0 all alike; at level 1 nothing is open, and there is none. Levels are rounded to quarters.
@@ -154,7 +154,7 @@ for name, values in others.items():
     print(f"rank correlation of the weight with {name}: {spearmanr(weights, values).statistic:+.2f}")
 
 # %% [markdown]
-# A prompt is trusted for a high mean reward, whatever its cause. Prompts of level 0 sit just below 1: every picture fits them a little. The smallest weights go to prompts that the model gets *wrong*, clear ones included. So the weight mixes how clear a prompt is with how well the model does already.
+# A prompt is trusted for a high mean reward, whatever its cause. Prompts of level 0 sit just below 1: every picture fits them a little. The smallest weights go to prompts that the model gets *wrong*, clear ones included. So the weight mixes clarity with what the model can do.
 #
 # ## What is it worth?
 # Each number below is a paired difference on the same prompts and noise, with its 95 % t interval: one that holds 0 shows no difference. `accuracy` is the share of pictures that are right, `accuracy_specified` that of prompts which leave nothing open, `distance` how far a picture is from the nearest clean drawing (less is better).

@@ -79,13 +79,10 @@ plots.labelled(ax, "reward in training", "iteration", "reward (no unit)")
 plt.show()
 
 # %%
-rise = np.mean(smooth["grpo"][:, -1] - smooth["grpo"][:, 0]) if "grpo" in smooth else np.nan
 pace = {}
-for arm, values in smooth.items():
-    early = (values[:, values.shape[1] // 2] - values[:, 0]) / rise
-    jerks = statistics.oscillation(logged[arm], rise)
-    pace[arm] = {"early": statistics.bootstrap_mean(early).mean, "oscillation": statistics.bootstrap_mean(jerks).mean}
+for arm, (early, jerks) in evidence.pace(plan, records, "ablation", task).items():
     spread = [statistics.bootstrap_mean(v) for v in (early, jerks)]
+    pace[arm] = {"early": spread[0].mean, "oscillation": spread[1].mean}
     told = [f"{name} {i.mean:.2f} ({i.low:.2f} to {i.high:.2f})" for name, i in zip(pace[arm], spread, strict=True)]
     print(f"{plots.METHODS[arm]['label']:5s}", *told, sep="   ")
 

@@ -157,7 +157,7 @@ print("k for kappa = 1:", *(round(k_from_kappa(1.0, scale * rewards), 2) for sca
 
 # %% [markdown]
 # ## Summary
-# - **What to set.** Take the defaults ($\alpha = 0.5$, $\kappa = 1$, $\lambda = 5$, $\beta = 0.5$) unless a cell of these maps lies outside every doubt above them; the lines under the maps say whether one does. A setting that is level with the best needs no tuning, and tuning it on one seed is fitting noise.
+# - **What to set.** With rewards of this scale (about 0.1 wide) take the tiny presets' values ($\alpha = 0.5$, $\kappa = 1$, $\lambda = 5$, $\beta = 0.5$) unless a cell of these maps lies outside every doubt above them; the lines under the maps say whether one does. A setting that is level with the best needs no tuning, and tuning it on one seed is fitting noise.
 # - $\kappa$ is given per standard deviation of the rewards, so that it means the same for another reward. A $k$ in units of the reward does not (notebook 1).
 # - Compare the differences between cells with the spread between seeds before you believe in a ridge. The paper's table of $\alpha$ has one run a value.
 #

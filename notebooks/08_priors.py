@@ -19,7 +19,7 @@
 #
 # RAS trusts a group of samples whose mean reward lies above a **prior**, the reward to expect of a clear prompt. The paper takes another prior for each task: a running mean, the rewards of the untrained model, the first frame. And it leaves open how sharply trust should follow the difference, the `k` of equation 2.
 #
-# Afterwards you can say what each prior does to training, derive a prior that needs neither a task nor a `k`, and name the most that *any* prior could bring: the **ceiling**, weights made from the truth, which this small world knows.
+# Afterwards you can say what each prior does to training, derive a prior that needs neither a task nor a `k`, and compare them all with the **ceiling**: weights made from the truth, which this small world knows.
 #
 # The first picture has all runs: a dot a run, a grey line through the runs of one seed, a bar for the mean, dashed the model before training. All arms train BPGO and differ in the prior alone.
 
@@ -100,7 +100,7 @@ print(f"k = {posterior_sharpness(spread - within / 12, within, 12):.1f} for rewa
 # Where only chance differs, all weights are 1: this prior falls back to GRPO by itself. With more samples it becomes surer, up to a step. And the scale of the reward does not matter, which a fixed `k` cannot say.
 #
 # ## Is one prior enough? Is any? (H9, H10)
-# Each line compares an arm with GRPO, paired by seed, with its 95 % interval; `p` is corrected for the number of lines. The ceiling weighs each group by how well its reward agrees with the truth. **If the ceiling is not above GRPO, no prior can be.**
+# Each line compares an arm with GRPO, paired by seed, with its 95 % interval; `p` is corrected for the number of lines. The ceiling weighs each group by how well its reward agrees with the truth. If even the ceiling is not above GRPO, little can be hoped of a prior that only guesses at the same.
 
 # %%
 table = evidence.compare(ended, "grpo")

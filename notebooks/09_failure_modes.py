@@ -131,13 +131,14 @@ print(signs.round(3).to_string(index=False) if rows else "not run: make study AR
 
 # %% [markdown]
 # ## Are the guards worth listening to?
-# All recorded runs that had guards, by what was done to the reward. A guard that speaks in most clean runs is noise; one that is silent under a wrong reward is no help. "Lost" is the share of runs that ended below the accuracy they started from.
+# All recorded runs that had guards, by what was done to the reward. *Provoked* are runs with a right reward and settings made to fail. A guard that speaks in most clean runs is noise; one that is silent under a wrong reward is no help. Every number counts runs; `lost` ended below the accuracy that they started from. (Over-optimisation is looked for in evaluations, which here use the reward as it was before it was made wrong.)
 
 # %%
-rows = []
+rows, arms = [], plan["arm"]
+provoked = set(plan["run"][arms.isin(["too_high", "oscillation", "stagnation"]) | arms.str.contains("rule=raw corruption=none")])
 for r in records.values():
     if "warnings" in r:
-        wrong = r["settings"].get("corruption") or "clean"
+        wrong = "provoked" if r["run"] in provoked else r["settings"].get("corruption") or "clean"
         names = {w["guard"] for w in r["warnings"]}
         lost = r["evaluations"][-1][measure] < r["evaluations"][0][measure]
         rows.append({"reward": wrong if wrong != "none" else "clean", "runs": 1, "lost": lost}

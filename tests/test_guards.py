@@ -40,6 +40,18 @@ def test_healthy_rewards_are_left_in_peace(name):
         assert guards.concentration(log[:end], G) is None
 
 
+@pytest.mark.parametrize(("size", "flat"), [(6, 2), (8, 3), (12, 3), (12, 7)])
+def test_groups_without_differences_are_no_concentration(size, flat):
+    rewards = normal(300, 8, size)
+    rewards[:, :flat] = 1.0
+    log = lines(rewards, name="grpo")
+    assert not any(guards.concentration(log[:end], size) for end in range(len(log)))
+
+
+def test_weights_a_hair_below_one_are_no_stagnation():
+    assert guards.stagnation(lines(0.01 * normal(guards.WINDOW, 8, G), prior=0.05, name="ras")) is None
+
+
 def test_a_prior_above_all_groups_is_stagnation():
     log = lines(normal(guards.WINDOW, 8, G), prior=50.0, name="ras")
     words = guards.stagnation(log)

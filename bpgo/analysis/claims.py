@@ -1,7 +1,9 @@
 """The claims of reproduce/PLAN.md against the study's records: a finding and a verdict each, by the rules written there before any run.
 
-A verdict is "holds" or "does not hold" once all planned runs of a claim are recorded, "so far ..." until then, and "not run" without any.
-"Does not hold" means refuted as the plan defines it, which may be for want of evidence: an interval that holds 0.
+A claim "does not hold" where it is refuted as the plan defines it, which may be for want of evidence: an interval that holds 0. Claims that
+ask whether settings are level (H6, H7, H9) can only be "not refuted": few seeds see large differences alone. Until all planned runs of a
+claim are recorded, a verdict begins with "so far"; "too few yet" and "not run" say themselves. Differences count as found where the 95 %
+interval leaves 0 out and the p-value, corrected within the claim's family, is below .05.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 
+from .. import guards
 from . import ambiguity, evidence
-from .runs import smooth
-from .statistics import Interval, bootstrap_mean, level_with_best, oscillation, paired
+from .statistics import Interval, bootstrap_mean, holm, level_with_best, paired
 
 PRIMARY = "accuracy_specified"
+LEVEL = {"H6", "H7", "H9"}
+NOISES = ("noise_ambiguous", "noise")
 OWN_PRIOR = {"t2i": "running_mean", "t2v": "sft", "i2v": "first_frame"}
 CLAIMS: dict[str, str] = {
     "H1": "BPGO beats GRPO",
@@ -43,8 +47,11 @@ def verdicts(plan: pd.DataFrame, records: dict, names: Iterable[str] = tuple(CLA
             chosen = plan[plan["experiment"].isin(experiments) & (plan["task"] == task)]
             done, planned = sum(run in records for run in set(chosen["run"])), chosen["run"].nunique()
             n, finding, holds = answer() if done else (0, "", None)
-            finding, verdict = "" if holds is None else finding, "not run" if holds is None else "holds" if holds else "does not hold"
-            verdict = f"so far: {verdict} ({done} of {planned} runs)" if holds is not None and done < planned else verdict
+            verdict = ("not refuted" if name in LEVEL else "holds") if holds else "does not hold"
+            if holds is None:
+                finding, verdict = "", f"too few yet ({done} of {planned} runs)" if done else "not run"
+            elif done < planned:
+                verdict = f"so far: {verdict} ({done} of {planned} runs)"
             rows.append({"claim": name, "says": CLAIMS[name], "task": task, "n": n * bool(finding), "finding": finding, "verdict": verdict})
     return pd.DataFrame(rows)
 
@@ -92,35 +99,34 @@ def _beats_grpo(plan: pd.DataFrame, records: dict) -> Asked:
 
 def _pace(plan: pd.DataFrame, records: dict) -> Asked:
     def answer(task: str) -> Answer:
-        logged = evidence.curves(plan, records, "ablation", task, "reward")
-        if not {"grpo", "ras", "crt", "bpgo"} <= logged.keys():
+        found = evidence.pace(plan, records, "ablation", task)
+        if not {"grpo", "ras", "crt", "bpgo"} <= found.keys():
             return 0, "", None
-        width = logged["grpo"].shape[1] // 10
-        soft = {arm: np.array([smooth(np.arange(len(run)), run, width)[1] for run in runs]) for arm, runs in logged.items()}
-        rise = np.mean(soft["grpo"][:, -1] - soft["grpo"][:, 0])
-        jerk = {arm: oscillation(runs, rise).mean() for arm, runs in logged.items()}
-        early = {arm: np.mean(runs[:, runs.shape[1] // 2] - runs[:, 0]) / rise for arm, runs in soft.items()}
+        early, jerk = ({arm: pair[i].mean() for arm, pair in found.items()} for i in (0, 1))
         told = ", ".join(f"{arm.upper()} {early[arm]:.2f} / {jerk[arm]:.2f}" for arm in ("grpo", "ras", "crt", "bpgo"))
-        restless = jerk["crt"] > max(jerk["bpgo"], jerk["ras"]) and jerk["ras"] <= jerk["bpgo"]
-        fast = early["ras"] < min(early["crt"], early["bpgo"])
-        return min(map(len, logged.values())), f"early rise / oscillation: {told}", bool(restless and fast)
+        holds = jerk["crt"] > max(jerk["bpgo"], jerk["ras"]) and early["ras"] < min(early["crt"], early["bpgo"])
+        return min(len(pair[0]) for pair in found.values()), f"means, early rise / oscillation: {told}", bool(holds)
 
     return [(task, ["ablation"], lambda task=task: answer(task)) for task in _tasks(plan, "ablation")]
 
 
 def _gaming(plan: pd.DataFrame, records: dict) -> Asked:
-    def at_level(run: dict, level: float) -> float:
-        reward, held_out = (np.array([e[name] for e in run["evaluations"]]) for name in ("reward", "held_out"))
+    def at_level(run: dict, level: float, name: str) -> float:
+        reward, value = (np.array([e[key] for e in run["evaluations"]]) for key in ("reward", name))
         order = np.argsort(reward)
-        return float(np.interp(level, reward[order], held_out[order]))
+        return float(np.interp(level, reward[order], value[order]))
 
     def answer(task: str) -> Answer:
         rows = plan[(plan["experiment"] == "ablation") & (plan["task"] == task)].pivot(index="seed", columns="arm", values="run")
         both = [(records[a], records[b]) for a, b in zip(rows["bpgo"], rows["grpo"], strict=True) if a in records and b in records]
-        levels = [min(run["evaluations"][-1]["reward"] for run in pair) for pair in both]
-        found = np.array([[at_level(run, level) for run in pair] for pair, level in zip(both, levels, strict=True)]).reshape(-1, 2)
-        gain = paired(found[:, 0], found[:, 1]).difference
-        return gain.n, f"held-out reward, BPGO less GRPO {_said(gain)}", _above(gain)
+        gains = []
+        for name in ("held_out", "accuracy"):
+            pairs = [[at_level(run, grpo["evaluations"][-1]["reward"], name) for run in (bpgo, grpo)] for bpgo, grpo in both]
+            gains.append(paired(*np.array(pairs).reshape(-1, 2).T))
+        told = ", ".join(f"{name} {_said(gain.difference)}" for name, gain in zip(("held-out reward", "accuracy"), gains, strict=True))
+        p = holm(np.array([gain.p for gain in gains]))
+        holds = None if np.isnan(p).any() else any(gain.difference.low > 0 and at < 0.05 for gain, at in zip(gains, p, strict=True))
+        return len(both), f"BPGO less GRPO at GRPO's last reward: {told}", holds
 
     return [(task, ["ablation"], lambda task=task: answer(task)) for task in _tasks(plan, "ablation")]
 
@@ -153,9 +159,10 @@ def _signal(plan: pd.DataFrame, records: dict) -> Asked:
 def _alpha(plan: pd.DataFrame, records: dict) -> Asked:
     def answer(experiment: str, task: str, mine: str) -> Answer:
         ended = evidence.final(plan, records, experiment, task, PRIMARY)
-        level = dict(zip(ended, level_with_best(ended.to_numpy(float).T), strict=True))
-        n, best = int(ended[mine].notna().sum()), ended.mean().idxmax()
-        return n, f"alpha = .5 {ended[mine].mean():.3f}, best {best} {ended[best].mean():.3f}", bool(level[mine]) if n else None
+        if (n := int(ended.notna().sum().min())) < 2:
+            return 0, "", None
+        level, best = dict(zip(ended, level_with_best(ended.to_numpy(float).T), strict=True)), ended.mean().idxmax()
+        return n, f"alpha = .5 {ended[mine].mean():.3f}, best {best} {ended[best].mean():.3f}", bool(level[mine])
 
     video = [(task, ["alpha_video"], lambda task=task: answer("alpha_video", task, "alpha=0.5")) for task in _tasks(plan, "alpha_video")]
     return [("t2i", ["alpha_kappa"], lambda: answer("alpha_kappa", "t2i", "alpha=0.5 kappa=1.0")), *video]
@@ -164,10 +171,10 @@ def _alpha(plan: pd.DataFrame, records: dict) -> Asked:
 def _range(plan: pd.DataFrame, records: dict) -> Asked:
     def answer() -> Answer:
         ended = evidence.final(plan, records, "lambda_beta", "t2i", PRIMARY)
+        if (n := int(ended.notna().sum().min())) < 2:
+            return 0, "", None
         level = level_with_best(ended.to_numpy(float).T)
-        told = f"{level.sum()} of {len(level)} cells level with the best"
-        n = int(ended.notna().sum().min())
-        return n, told, bool(level.sum() >= len(level) / 2) if n else None
+        return n, f"{level.sum()} of {len(level)} cells level with the best", bool(level.sum() >= len(level) / 2)
 
     return [("t2i", ["lambda_beta"], answer)]
 
@@ -180,18 +187,22 @@ def _size(plan: pd.DataFrame, records: dict) -> Asked:
             return 0, "", None
         best = [float(x) for x in mean.idxmax(axis=1)]
         told = ", ".join(f"G = {size}: {x:g}" for size, x in zip(mean.index, best, strict=True))
-        return int(ended.notna().sum().min()), f"best alpha by mean: {told}", best == sorted(best) and best[0] < best[-1]
+        return int(ended.notna().sum().min()), f"best alpha by mean: {told}", best[0] < best[-1]
 
     return [("t2i", ["size_alpha"], answer)]
 
 
-def _priors(arm: str, base: str | None, holds: Callable[[Interval], bool | None], what: str) -> Callable:
+def _priors(arm: str, base: str | None, holds: Callable[[pd.Series], bool], what: str) -> Callable:
+    """Asks how an arm of priors_* compares with the arm `base` (None: the task's own prior), p corrected over all arms."""
     def asked(plan: pd.DataFrame, records: dict) -> Asked:
         def answer(task: str) -> Answer:
             ended = evidence.final(plan, records, f"priors_{task}", task, PRIMARY)
-            other = ended[base or OWN_PRIOR[task]] if base != "grpo" else evidence.so_far(plan, records, "ablation", task, PRIMARY)["grpo"]
-            gap = paired(*(column.reindex(ended.index).to_numpy(float) for column in (ended[arm], other))).difference
-            return gap.n, f"{what} {_said(gap)}", None if np.isnan(gap.low) else holds(gap)
+            ended = ended.assign(grpo=evidence.so_far(plan, records, "ablation", task, PRIMARY)["grpo"])
+            to = base or OWN_PRIOR[task]
+            row = evidence.compare(ended, to).loc[arm]
+            n = int(np.count_nonzero((ended[arm] - ended[to]).notna()))
+            gap = Interval(row[f"- {to}"], row["from"], row["to"], n)
+            return n, f"{what} {_said(gap)}", None if np.isnan(row["p"]) else bool(holds(row))
 
         tasks = [name.partition("_")[2] for name in dict.fromkeys(plan["experiment"]) if name.startswith("priors_")]
         return [(task, [f"priors_{task}"], lambda task=task: answer(task)) for task in tasks]
@@ -203,26 +214,33 @@ def _noise(plan: pd.DataFrame, records: dict) -> Asked:
     def answer() -> Answer:
         ended = evidence.final(plan, records, "failure_modes", "t2i", PRIMARY)
         clean = evidence.so_far(plan, records, "ablation", "t2i", PRIMARY).reindex(ended.index)
-        lost = {arm: np.concatenate([clean[arm] - ended[f"name={arm} corruption={c}"] for c in ("noise_ambiguous", "noise")])
-                for arm in ("grpo", "ras", "crt")}  # fmt: skip
-        ras, crt = (paired(lost[arm], lost["grpo"]).difference for arm in ("ras", "crt"))
-        holds = None if np.isnan([ras.high, crt.low]).any() else bool(ras.high < 0 < crt.low)
-        return ras.n, f"accuracy lost, less GRPO's: RAS {_said(ras)}, CRT {_said(crt)}", holds
+        lost = {(arm, c): clean[arm] - ended[f"name={arm} corruption={c}"] for arm in ("grpo", "ras", "crt", "bpgo") for c in NOISES}
+        means = {arm: sum(lost[arm, c] for c in NOISES) / len(NOISES) for arm in ("grpo", "crt", "bpgo")}  # a seed's mean over both kinds
+        asked = {"RAS less GRPO, noise on ambiguous prompts": (-1, lost["ras", NOISES[0]], lost["grpo", NOISES[0]]),
+                 "CRT less GRPO": (1, means["crt"], means["grpo"]), "BPGO less CRT": (-1, means["bpgo"], means["crt"])}  # fmt: skip
+        gaps = {name: (sign, paired(a.to_numpy(float), b.to_numpy(float))) for name, (sign, a, b) in asked.items()}
+        p = holm(np.array([gap.p for _, gap in gaps.values()]))
+        found = [sign * gap.difference.mean > 0 and at < 0.05 for (sign, gap), at in zip(gaps.values(), p, strict=True)]
+        told = "; ".join(f"{name} {_said(gap.difference)}" for name, (_, gap) in gaps.items())
+        return min(gap.n for _, gap in gaps.values()), f"accuracy lost: {told}", None if np.isnan(p).any() else all(found)
 
     return [("t2i", ["failure_modes"], answer)]
 
 
 def _normalisation(plan: pd.DataFrame, records: dict) -> Asked:
     def answer() -> Answer:
-        names, found = ("failure_normalisation", "ablation", "failure_modes"), []
-        raw, clean, wrong = (evidence.curves(plan, records, name, "t2i", "effective_sample_size") for name in names)
-        for corruption, usual in (("none", clean.get("crt")), ("heavy_tails", wrong.get("name=crt corruption=heavy_tails"))):
-            without = raw.get(f"name=crt rule=raw corruption={corruption}")
-            if without is None or usual is None:
-                return 0, "", None
-            found.append((len(without), usual.mean(), without.mean()))
-        told = "; ".join(f"{name}: {b:.1f} without, {a:.1f} with" for name, (_, a, b) in zip(("clean", "heavy tails"), found, strict=True))
-        return min(n for n, *_ in found), f"effective samples of 12, {told}", all(b < 0.9 * a for _, a, b in found)
+        parts, apart = [], []
+        for name, form in (("effective_sample_size", "effective samples of 12"), ("grad_norm", "variation of the gradient's norm")):
+            places = ("failure_normalisation", "ablation", "failure_modes")
+            raw, clean, wrong = (evidence.curves(plan, records, place, "t2i", name) for place in places)
+            for corruption, usual in (("none", clean.get("crt")), ("heavy_tails", wrong.get("name=crt corruption=heavy_tails"))):
+                without = raw.get(f"name=crt rule=raw corruption={corruption}")
+                if without is None or usual is None:
+                    return 0, "", None
+                a, b = ((run.std(1) / run.mean(1) if name == "grad_norm" else run.mean(1)) for run in (without, usual))
+                parts.append(f"{form}, {corruption.replace('_', ' ')}: {a.mean():.2f} without, {b.mean():.2f} with")
+                apart.append(a.max() < b.min() if name == "effective_sample_size" else a.min() > b.max())
+        return len(without), "; ".join(parts), any(apart)
 
     return [("t2i", ["failure_normalisation"], answer)]
 
@@ -231,24 +249,39 @@ def _signs(plan: pd.DataFrame, records: dict) -> Asked:
     def answer() -> Answer:
         rows = plan[(plan["experiment"] == "signatures") & plan["run"].isin(list(records))]
         runs = {arm: [records[run] for run in part["run"]] for arm, part in rows.groupby("arm")}
-        if len(runs) < 4 or any("warnings" not in run for part in runs.values() for run in part):
+        if len(runs) < 4:
             return 0, "", None
-        warned = {arm: [{w["guard"] for w in run["warnings"]} for run in part] for arm, part in runs.items()}
         jerk = {arm: [float(np.square(np.diff(run["curves"]["reward"], 2)).mean() ** 0.5) for run in part] for arm, part in runs.items()}
-        seen = {arm: sum(guard in names for names in warned[arm]) for arm, guard in
-                (("stagnation", "stagnation"), ("misalignment", "over-optimisation"))}  # fmt: skip
-        false, n = sum(map(bool, warned["healthy"])), min(map(len, runs.values()))
-        told = f"warned of stagnation {seen['stagnation']} of {n}, of misalignment {seen['misalignment']} of {n}, falsely {false}; "
-        told += f"second differences of the reward {np.mean(jerk['oscillation']):.3f} if it oscillates, {np.mean(jerk['healthy']):.3f} else"
-        return n, told, min(seen.values()) == n and not false and min(jerk["oscillation"]) > max(jerk["healthy"])
+        stalled = {arm: sum(_stalls(run) for run in part) for arm, part in runs.items()}
+        gamed = {arm: sum(map(_games, part)) for arm, part in runs.items()}
+        n = min(map(len, runs.values()))
+        told = f"of {n} runs each: guard of stagnation, {stalled['stagnation']} stagnating and {stalled['healthy']} healthy; "
+        told += f"trained reward up and held-out reward down, {gamed['misalignment']} misaligned and {gamed['healthy']} healthy; "
+        told += f"second differences of the reward {np.mean(jerk['oscillation']):.3f} oscillating, {np.mean(jerk['healthy']):.3f} healthy"
+        signs = stalled["stagnation"] == gamed["misalignment"] == n and min(jerk["oscillation"]) > max(jerk["healthy"])
+        return n, told, bool(signs and not stalled["healthy"] and not gamed["healthy"])
 
     return [("t2i", ["signatures"], answer)]
 
 
+def _stalls(run: dict) -> bool:
+    """Whether the guard of stagnation speaks at any time, from the recorded curves."""
+    names = ("weight_max", "weight_mean", "prior", "reward", "zero_variance_groups")
+    lines = [dict(zip(names, values, strict=True)) for values in zip(*(run["curves"][name] for name in names), strict=True)]
+    return any(guards.stagnation(lines[:end]) for end in range(guards.WINDOW, len(lines) + 1))
+
+
+def _games(run: dict) -> bool:
+    """Whether the reward of training (as it was made wrong) rises by the last fifth, and the held-out one ends below an earlier one."""
+    reward, held_out = np.array(run["curves"]["reward"]), [e["held_out"] for e in run["evaluations"]]
+    fifth = max(1, len(reward) // 5)
+    return bool(reward[-fifth:].mean() > reward[:fifth].mean() and held_out[-1] < max(held_out[:-1]))
+
+
 ASKED: dict[str, Callable[[pd.DataFrame, dict], Asked]] = {
     "H1": _beats_grpo, "H2": _pace, "H3": _gaming, "H4": _mix, "H5": _signal, "H6": _alpha, "H7": _range, "H8": _size,
-    "H9": _priors("empirical_bayes", None, lambda gap: gap.high >= 0, "accuracy, less the task's own prior"),
-    "H10": _priors("ceiling", "grpo", _above, "accuracy, less GRPO"),
-    "H11": _priors("too_high", "running_mean", lambda gap: gap.high < 0, "accuracy, less the running mean"),
+    "H9": _priors("empirical_bayes", None, lambda row: row["to"] >= 0 or row["p"] >= 0.05, "accuracy, less the task's own prior"),
+    "H10": _priors("ceiling", "grpo", lambda row: row["from"] > 0 and row["p"] < 0.05, "accuracy, less GRPO"),
+    "H11": _priors("too_high", "running_mean", lambda row: row["to"] < 0 and row["p"] < 0.05, "accuracy, less the running mean"),
     "H12": _noise, "H13": _normalisation, "H14": _signs,
 }  # fmt: skip

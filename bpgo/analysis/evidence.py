@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..records import CHECKOUT
-from .statistics import bootstrap_mean, holm, level_with_best, paired
+from .statistics import bootstrap_mean, holm, level_with_best, oscillation, paired
 
 RESULTS = CHECKOUT / "reproduce" / "results" / "study"
 # Parts of the package that move no number of a run.
@@ -88,6 +88,23 @@ def curves(plan: pd.DataFrame, records: dict, experiment: str, task: str, name: 
         if run in records:
             found.setdefault(arm, []).append(records[run]["curves"][name])
     return {arm: np.array(values, dtype=float) for arm, values in found.items()}
+
+
+def pace(plan: pd.DataFrame, records: dict, experiment: str, task: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """How fast and how restless the training reward of each arm is: arm -> (early, oscillation), each (seeds,), no unit.
+
+    Both over the rise that GRPO's runs make on average, of means over a tenth of a run. early: how much of it is made in the first half;
+    oscillation: see `statistics`. Empty where GRPO is not recorded, or does not rise.
+    """
+    logged = curves(plan, records, experiment, task, "reward")
+    if "grpo" not in logged:
+        return {}
+    width = max(1, logged["grpo"].shape[1] // 10)
+    soft = {arm: np.array([np.convolve(run, np.full(width, 1 / width), "valid") for run in runs]) for arm, runs in logged.items()}
+    rise = np.mean(soft["grpo"][:, -1] - soft["grpo"][:, 0])
+    if rise <= 0:
+        return {}
+    return {arm: ((runs[:, runs.shape[1] // 2] - runs[:, 0]) / rise, oscillation(logged[arm], rise)) for arm, runs in soft.items()}
 
 
 def before(records: dict, task: str, measure: str) -> float:

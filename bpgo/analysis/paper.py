@@ -130,7 +130,7 @@ def over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
 
 def of_real(runs: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
     """The table of seeds of `real_runs`, of the setting that has the most runs in the task. Empty where there is none."""
-    runs = runs[(runs["task"] == task) & (runs["seed"] >= 0) | (runs["method"] == "base")]
+    runs = runs[runs["task"] == task]
     trained = runs[(runs["metric"] == TRAINED[task]) & (runs["seed"] >= 0)]
     if trained.empty:
         return pd.DataFrame()
