@@ -17,6 +17,7 @@ from .generators.wan import refuse_images
 from .memory import flops, flops_beside, memory, rows
 from .prompts import images_of, key_of, read_prompts
 from .published import Files, Pipeline, damage, needed, pipeline_of, present, weight
+from .reference import cache
 
 UTILISATION = 0.4  # assumed: share of the measured matmul rate that a training iteration reaches
 SPARE = 0.9  # share of a device's memory that is planned with: the rest is the allocator's, CUDA's and the rewards' own work
@@ -141,6 +142,11 @@ def _memory_lines(config: Config, p: Pipeline, prompts: int, launch: Launch, pla
     needs += 0 if cuda or planned else sum(host.values())  # then both are the same memory
     lines += [f"  on the CPU: {name:12}{_size(size):>10}" for name, size in host.items()]
     lines.append(f"  needs {_size(needs)} of {SPARE:.0%} of {_size(device)}, {where}")
+    if config.generator.offload or launch.processes > 1:  # encoded once, to disk
+        stored, place = always["conditions"] // config.groups * prompts, cache("conditions", [])
+        lines.append(f"  in {place.parent} ($BPGO_CACHE): conditions of {prompts} prompts, up to {_size(stored)}")
+        if stored > (free := shutil.disk_usage(_existing(place)).free):
+            missing.append(f"the disk of {place.parent} lacks {_size(stored - free)} for conditions: point BPGO_CACHE at another disk")
     if needs > SPARE * device:
         missing.append(f"memory: {_size(needs - SPARE * device)} too much: try {', or '.join(remedies(config, always, phases, launch))}")
     if cuda and not planned and on_host > (ram := _ram()):

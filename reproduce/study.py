@@ -154,6 +154,7 @@ def again(rows):
     home, changed = Path.cwd(), 0
     for row in rows:
         with tempfile.TemporaryDirectory() as elsewhere, contextlib.chdir(elsewhere):
+            os.environ["BPGO_CACHE"] = str(Path(elsewhere) / "cache")  # so that priors are sampled again too
             run(row)
             old, new = (_numbers(json.loads((at / RESULTS / "runs" / f"{row['run']}.json").read_text())) for at in (home, Path(elsewhere)))
         other = [name for name in old | new if old.get(name) != new.get(name)]
@@ -170,7 +171,7 @@ def _numbers(record, prefix=""):
     items = record.items() if isinstance(record, dict) else enumerate(record)
     found = {}
     for key, value in items:
-        if prefix or key in ("curves", "evaluations", "prompts", "groups"):
+        if prefix or key in ("curves", "evaluations", "prompts", "groups", "warnings"):
             found |= _numbers(value, f"{prefix}{key}/") if isinstance(value, (dict, list)) else {f"{prefix}{key}": value}
     return found
 

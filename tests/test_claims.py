@@ -63,7 +63,7 @@ def test_deviation_is_a_signal_only_if_every_prior_and_stage_says_so(signals, co
 
 
 def test_a_study_without_effects_confirms_nothing_but_what_is_level():
-    """All arms alike: no gain, slope or protection is found, and everything is level with everything. (H8 goes by means alone, which noise orders.)"""
+    """All arms alike: no gain, slope or protection is found, and everything is level. (H8 goes by means, which noise orders.)"""
     table = claims.verdicts(PLAN, simulated(lambda row: {})).set_index("claim")["verdict"]
     for name in ("H1", "H3", "H4", "H10", "H11", "H12", "H13", "H14"):
         assert set(table.loc[[name]]) == {"does not hold"}, name

@@ -554,3 +554,17 @@ def test_the_time_beside_the_iterations_is_that_of_the_samples_that_are_drawn(ev
     assert sum(passes) - iterations == expected
     one = flops(config, pipeline) / rows(config, 1)[0] / (steps(config)[0] + 3 * steps(config)[1])
     assert flops_beside(config, pipeline, 3, 3) == pytest.approx(expected * one)
+
+
+def test_conditions_that_do_not_fit_the_disk_are_missed(monkeypatch, tmp_path):
+    """FLUX's 512 x 4096 bfloat16 rows are 4.2 MB a prompt: kept on disk once there are several processes."""
+    monkeypatch.setenv("BPGO_CACHE", str(tmp_path))
+    (tmp_path / "p.txt").write_text("\n".join(f"prompt {i}" for i in range(1000)))
+    config, launch = read_config("t2i-flux", [f"prompts={tmp_path / 'p.txt'}", "evaluation.prompts=null"]), Launch(8, True)
+    text = preflight(config, launch=launch, device_bytes=80 * 10**9, rate=1e15).text
+    assert f"in {tmp_path} ($BPGO_CACHE): conditions of 1000 prompts, up to 4.2 GB" in text and "for conditions" not in text
+    usage = SimpleNamespace(free=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    report = preflight(config, launch=launch, device_bytes=80 * 10**9, rate=1e15)
+    assert f"the disk of {tmp_path} lacks 3.2 GB for conditions: point BPGO_CACHE at another disk" in report.missing
+    assert "$BPGO_CACHE" not in preflight(config, device_bytes=80 * 10**9, rate=1e15).text, "one process keeps them in memory"

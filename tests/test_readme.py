@@ -41,3 +41,8 @@ def test_its_commands_exist():
     commands = set(re.findall(r"python -m bpgo (\w+)", TEXT))
     known = subprocess.run([sys.executable, "-m", "bpgo", "--help"], capture_output=True, text=True, check=True).stdout
     assert commands and all(command in known for command in commands), commands
+
+
+def test_the_claims_in_the_table_are_those_of_the_records():
+    computed = readme.claims.verdicts(*readme.evidence.read(ROOT / readme.STUDY)).to_csv(index=False, lineterminator="\n")
+    assert (ROOT / readme.STUDY / "claims.csv").read_text() == computed, "out of date: run `python reproduce/study.py tables`"

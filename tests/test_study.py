@@ -219,6 +219,7 @@ def test_a_run_by_itself_leaves_its_record_and_comes_again(tmp_path, monkeypatch
     assert 0.5 <= min(record["curves"]["weight_min"]) <= max(record["curves"]["weight_max"]) <= 1.5
     assert not (tmp_path / "runs" / "study" / row["run"]).exists()  # only what the record needs is kept
     given = ["--plan", "plan.yaml", "--root", str(tmp_path)]
+    monkeypatch.setenv("BPGO_CACHE", str(tmp_path / "cache"))  # and put back afterwards, which `again` does not
     record["curves"]["reward"][1] = 0.123
     (tmp_path / "reproduce" / "results" / "study" / "runs" / f"{row['run']}.json").write_text(json.dumps(record))
     assert study.main(["again", row["run"], *given]) == 1

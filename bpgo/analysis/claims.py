@@ -229,7 +229,7 @@ def _noise(plan: pd.DataFrame, records: dict) -> Asked:
 
 def _normalisation(plan: pd.DataFrame, records: dict) -> Asked:
     def answer() -> Answer:
-        parts, apart = [], []
+        parts, apart = [], {"effective_sample_size": True, "grad_norm": True}  # in every run, with the clean reward and with the wrong one
         for name, form in (("effective_sample_size", "effective samples of 12"), ("grad_norm", "variation of the gradient's norm")):
             places = ("failure_normalisation", "ablation", "failure_modes")
             raw, clean, wrong = (evidence.curves(plan, records, place, "t2i", name) for place in places)
@@ -239,8 +239,8 @@ def _normalisation(plan: pd.DataFrame, records: dict) -> Asked:
                     return 0, "", None
                 a, b = ((run.std(1) / run.mean(1) if name == "grad_norm" else run.mean(1)) for run in (without, usual))
                 parts.append(f"{form}, {corruption.replace('_', ' ')}: {a.mean():.2f} without, {b.mean():.2f} with")
-                apart.append(a.max() < b.min() if name == "effective_sample_size" else a.min() > b.max())
-        return len(without), "; ".join(parts), any(apart)
+                apart[name] &= bool(a.max() < b.min() if name == "effective_sample_size" else a.min() > b.max())
+        return len(without), "; ".join(parts), any(apart.values())
 
     return [("t2i", ["failure_normalisation"], answer)]
 

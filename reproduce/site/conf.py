@@ -62,7 +62,7 @@ def as_rst(app, what, name, object, options, lines):
 def describe_figures(app, doctree):
     """Give each picture in a cell's output its alternative text: of the cell's lines `# alt:`, else the heading it stands under."""
     for cell in doctree.findall(lambda node: isinstance(node, nodes.container) and node.get("nb_element") == "cell_code"):
-        texts = re.findall(r"^ *# alt: *(.+)$", cell.children[0].astext(), re.M)
+        texts = re.findall(r"# alt: *(.+)$", cell.children[0].astext(), re.M)
         heading = next(iter(cell.parent.findall(nodes.title)), None)
         for i, picture in enumerate(cell.findall(nodes.image)):
             picture["alt"] = texts[i] if i < len(texts) else f"Figure: {heading.astext() if heading else app.env.docname}"
