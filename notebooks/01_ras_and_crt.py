@@ -64,7 +64,7 @@ plots.strips(left, rewards, fits, prompts)
 plots.strips(right, group_advantages(rewards), fits, prompts)
 plots.labelled(left, "What the reward model says", "reward (no unit)").axvline(prior, color="0.4", ls="--")
 plots.labelled(right, "What the generator is trained on", "advantage (standard deviations of its group)")
-plt.show()
+plt.show()  # alt: Two strip charts of four prompts. Rewards: clear prompts spread wide, ambiguous ones little. Advantages: all spread alike.
 
 # %% [markdown]
 # Solid dots fit their prompt, hollow ones do not. On the right all groups spread equally: dividing by the standard deviation gives each the same size of gradient, meaningful or not. Every picture of "a shape" is right, yet some are pushed down hard.
@@ -134,7 +134,7 @@ for ax, (r, p, ends, unit) in zip(axes, units, strict=True):
 axes[1].set(xlim=(-4, 0.1), ylim=(-0.4, 0.02))  # only the rewards below the prior
 axes[1].axvspan(-4, -1, color="0.9", zorder=0)
 axes[1].text(-3.9, -0.03, "more than 1 below the\nprior: order reversed", va="top")
-plt.show()
+plt.show()  # alt: Transformed against plain rewards. Left: a jump at the prior. Right: a curve that falls for rewards more than 1 below the prior.
 
 # %% [markdown]
 # On the left CRT is nearly a label, above or below the prior: the step dwarfs the slope. On the right (only rewards below the prior shown) the worst no longer come last. There the slope is `lam * exp(R) * (1 + R - prior)`, negative once a reward is more than **1.0** below the prior, on whatever scale it has: `exp(R)` shrinks faster than the bracket grows. With rewards and prior in [0, 1] that cannot happen; with rewards well below zero it can.
@@ -209,7 +209,7 @@ if not interactive:
     figure.supxlabel("reward (no unit); dotted: the prior")
     figure.supylabel("effective advantage")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    plt.show()
+    plt.show()  # alt: Eight panels of effective advantage against reward, a line a prompt: GRPO, RAS, CRT, BPGO, and BPGO with one knob changed in each.
 
 # %% [markdown]
 # For sliders, set `interactive = True`.

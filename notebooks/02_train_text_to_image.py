@@ -63,7 +63,7 @@ shown = [clear, vague]
 figure = plots.show_pictures([before.pixels[i] for i in shown], [prompts[i] for i in shown], 1.1)
 for ax, r, a in zip(figure.axes, rewards[shown].flatten(), advantages[shown].flatten(), strict=True):
     ax.set_xlabel(f"R {r:.2f}   A {a:+.1f}", fontsize=8)
-plt.show()
+plt.show()  # alt: Four pictures each of a clear and an ambiguous prompt, with reward and advantage below each.
 
 # %% [markdown]
 # Training pushes as hard in the lower row as in the upper, though the rewards below hardly differ. (We picked prompts that show it.)
@@ -100,7 +100,7 @@ def compare(indices):
 
 _, one_each = np.unique(-np.round(4 * facts["level"]), return_index=True)  # the first prompt of each level
 if not interactive:
-    study.keep(compare([clear, *(one_each[1:] if len(one_each) > 1 else order[1:5])]), "samples")
+    study.keep(compare([clear, *(one_each[1:] if len(one_each) > 1 else order[1:5])]), "samples")  # alt: Samples of five prompts, from clear to ambiguous, before training and after each of four objectives.
 
 # %% [markdown]
 # `R` is the mean reward of the four pictures, `right` the share that shows all its prompt says. All rows change, since they share the weights. Where `R` rises and `right` falls in a row, the reward is being gamed. For a slider through all prompts, set `interactive = True`.
@@ -116,7 +116,7 @@ if interactive:
 # **Before you look:** what would gaming the reward look like in these curves?
 
 # %%
-study.keep(figures.curves(logs, [m for m in ("reward", "held_out", "accuracy") if m in before.scores]), "curves")
+study.keep(figures.curves(logs, [m for m in ("reward", "held_out", "accuracy") if m in before.scores]), "curves")  # alt: Curves of training reward, held-out reward and oracle accuracy against iterations, a line an objective.
 
 # %% [markdown]
 # On the left, all objectives see the same prompts at the same iteration, so the curves (means over a tenth of the run) share their ups and downs: compare them with one another. Gaming shows as a rising reward over a flat or falling judge. Here the held-out reward rises too.
@@ -129,7 +129,7 @@ study.keep(figures.curves(logs, [m for m in ("reward", "held_out", "accuracy") i
 # %%
 first, parts = runs.outcome(logs, facts["bits"])  # metric -> (seeds, prompts), before and by objective
 if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "diversity") if m in first] or ["reward"]):
-    plt.show()
+    plt.show()  # alt: Accuracy and diversity against the level of ambiguity, before training and after each objective.
 
 # %% [markdown]
 # Where every picture was right from the start, accuracy can hardly fall; diversity can, and that is where noise does its harm.
@@ -149,7 +149,7 @@ k = sharpness(o.k, o.kappa, rewards)
 weights = ras_weights(rewards, rewards.mean(), o.alpha, k).numpy()
 others = {"level": facts["level"]} | ({"accuracy": first["accuracy"][0]} if "accuracy" in first else {})
 figures.weights(logs, weights, facts["level"], others.get("accuracy"))
-plt.show()
+plt.show()  # alt: Left: weights of RAS during training, mean and range. Right: the weight of each evaluation prompt against its level.
 for name, values in others.items():
     print(f"rank correlation of the weight with {name}: {spearmanr(weights, values).statistic:+.2f}")
 
@@ -199,9 +199,9 @@ print("alpha = 0 and beta = 0: the same advantages")
 # - A rising training reward is no evidence by itself; judges that training never saw are.
 # - The mean hides where things happen: look by level of ambiguity, at accuracy *and* diversity.
 # - RAS trusts groups with a high mean reward, for whatever reason it is high.
-# - Differences between objectives need several seeds and an interval.
+# - Differences need several seeds.
 #
-# **Vary** `seeds`, `iterations` (100 in the preset), `objective.kappa`, `objective.lam`, `prior.kind`. **Where it breaks:** in a long run shapes dissolve while rewards rise, and diversity falls: watch `distance`; with a reward on another scale, `lam` and `beta` no longer mean the same; this model is tiny and what holds here need not hold for FLUX.1-dev.
+# **Vary** `seeds`, `iterations` (100 in the preset), `objective.kappa`, `objective.lam`, `prior.kind`. **Where it breaks:** in a long run shapes dissolve while rewards rise, and diversity falls: watch `distance`; with another scale of reward, `lam` means something else; this model is tiny and what holds here need not hold for FLUX.1-dev.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): group advantage (1), RAS (2, 3), CRT (4), objective (5).

@@ -57,7 +57,7 @@ order = np.argsort(-facts["level"], kind="stable")  # from clear to ambiguous
 rewards = before.scores["reward"]  # (prompts, samples)
 clear, vague = runs.clear_and_vague(facts["level"], rewards)
 figures.groups(before, prompts, [clear, vague])
-plt.show()
+plt.show()  # alt: Clips of a clear and an ambiguous prompt as rows of frames, with reward and advantage.
 
 # %% [markdown]
 # Time runs to the right. Almost any clip fits the prompt on the right, yet the advantages there are as large as on the left. (We picked prompts that show it.)
@@ -77,14 +77,14 @@ print(len(seeds) * len(objectives), "runs of", iterations, "iterations")
 _, one_each = np.unique(-np.round(4 * facts["level"]), return_index=True)  # the first prompt of each level
 some = list(dict.fromkeys([clear, *(one_each if len(one_each) > 1 else order)[-3:]]))
 ends = {"before": before} | {name: after[name] for name in (objectives[0], objectives[-1])}
-study.keep(figures.films(ends, prompts, some), "samples")
+study.keep(figures.films(ends, prompts, some), "samples")  # alt: Films of prompts from clear to ambiguous, before training and after two objectives.
 
 # %% [markdown]
 # Each prompt's clips start from the same noise; shown are the first and the last objective. `right`: the oracle finds in the clip all that its prompt says. In motion, before training and after the last objective:
 
 # %%
 pairs = [[scores.pixels[i, 0] for scores in (before, after[objectives[-1]])] for i in some]
-study.keep(plots.animation(pairs, [prompts[i] for i in some], ["before", plots.METHODS[objectives[-1]]["label"]]), "samples")
+study.keep(plots.animation(pairs, [prompts[i] for i in some], ["before", plots.METHODS[objectives[-1]]["label"]]), "samples")  # alt: The same clips moving: before training and after it.
 
 # %% tags=["nbval-skip"]
 if interactive:
@@ -100,7 +100,7 @@ if interactive:
 
 # %%
 judges = [m for m in ("reward", "held_out", "accuracy", "motion", "visual") if m in before.scores]
-study.keep(figures.curves(logs, judges, columns=3), "curves")
+study.keep(figures.curves(logs, judges, columns=3), "curves")  # alt: Curves of reward, held-out reward, accuracy, motion and visual quality against iterations, a line an objective.
 
 # %% [markdown]
 # As before, compare the training curves with one another, not with their own past.
@@ -111,7 +111,7 @@ study.keep(figures.curves(logs, judges, columns=3), "curves")
 # %%
 first, parts = runs.outcome(logs, facts["bits"])  # metric -> (seeds, prompts), before and by objective
 if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "diversity") if m in first] or ["reward"]):
-    plt.show()
+    plt.show()  # alt: Accuracy and diversity against the level of ambiguity, before training and after each objective.
 
 # %% [markdown]
 # ## What does a prior of the model's own samples trust?
@@ -130,7 +130,7 @@ prior = prior_of(start, prompts, rewards)
 weights = ras_weights(rewards, prior, o.alpha, k).numpy()
 others = {"level": facts["level"]} | ({"accuracy": first["accuracy"][0]} if "accuracy" in first else {})
 figures.weights(logs, weights, facts["level"], others.get("accuracy"))
-plt.show()
+plt.show()  # alt: Left: weights of RAS during training. Right: the weight of each evaluation prompt against its level.
 print(f"prior {np.mean(np.asarray(prior)):.3f}, mean reward before training {rewards.mean():.3f}, k {k:.1f}")
 for name, values in others.items():
     print(f"rank correlation of the weight with {name}: {spearmanr(weights, values).statistic:+.2f}")

@@ -59,7 +59,7 @@ order = np.argsort(-facts["level"], kind="stable")  # from clear to ambiguous
 rewards = before.scores["reward"]  # (prompts, samples)
 clear, vague = runs.clear_and_vague(facts["level"], rewards)
 figures.groups(before, prompts, [clear, vague], scale=0.42)
-plt.show()
+plt.show()  # alt: Given pictures and the clips made from them, with reward and advantage.
 
 # %% [markdown]
 # Each clip begins as it should. What errs is how it goes on. (We picked prompts that show it.)
@@ -82,9 +82,9 @@ print(len(seeds) * len(objectives), "runs of", iterations, "iterations")
 _, one_each = np.unique(-np.round(4 * facts["level"]), return_index=True)  # the first prompt of each level
 some = list(dict.fromkeys([clear, *(one_each if len(one_each) > 1 else order)[-3:]]))
 ends = {"before": before} | {name: after[name] for name in (objectives[0], objectives[-1])}
-study.keep(figures.films(ends, prompts, some, scale=0.42), "samples")
+study.keep(figures.films(ends, prompts, some, scale=0.42), "samples")  # alt: Films of prompts with their given picture, before training and after two objectives.
 pairs = [[scores.pixels[i, 0] for scores in (before, after[objectives[-1]])] for i in some]
-study.keep(plots.animation(pairs, [prompts[i] for i in some], ["before", plots.METHODS[objectives[-1]]["label"]]), "samples")
+study.keep(plots.animation(pairs, [prompts[i] for i in some], ["before", plots.METHODS[objectives[-1]]["label"]]), "samples")  # alt: The same clips moving: before training and after it.
 
 # %% [markdown]
 # Each prompt's clips start from the same noise; shown are the first and the last objective, and in motion the last. `right`: the oracle finds in the clip all that its prompt says.
@@ -101,11 +101,11 @@ if interactive:
 
 # %%
 judges = [m for m in ("reward", "held_out", "accuracy", "motion", "visual") if m in before.scores]
-study.keep(figures.curves(logs, judges, columns=3), "curves")
+study.keep(figures.curves(logs, judges, columns=3), "curves")  # alt: Curves of reward, held-out reward, accuracy, motion and visual quality against iterations, a line an objective.
 
 first, parts = runs.outcome(logs, facts["bits"])  # metric -> (seeds, prompts), before and by objective
 if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "diversity") if m in first] or ["reward"]):
-    plt.show()
+    plt.show()  # alt: Accuracy and diversity against the level, before training and after each objective.
 
 # %% [markdown]
 # The level counts motion and speed only: 1 names both, 0 neither.
@@ -129,7 +129,8 @@ ax.axline((mean.mean(), mean.mean()), slope=1, color="0.4", ls="--", lw=1)
 figure.colorbar(dots, label="level: share of motion named")
 plots.labelled(ax, "before training, a dot a prompt", "prior: reward of the picture held still", "mean reward of the model's clips")
 figures.weights(logs, weights, facts["level"], first["accuracy"][0] if "accuracy" in first else None)
-plt.show()
+plt.show()  # alt: Mean reward of each prompt's clips against its first-frame prior: most lie above the diagonal.
+# alt: Weights of RAS during training, and of each prompt against its level.
 for at in np.unique(facts["level"][~np.isnan(facts["level"])]):
     rows = facts["level"] == at
     print(f"level {at:.2f}: prior {prior[rows].mean():.2f}, clips {mean[rows].mean():.2f}, weight {weights[rows].mean():.2f}")
@@ -170,7 +171,7 @@ if swaps:
     for ax, m in zip(axes, judges, strict=True):
         square = [[runs.mean(runs.mean(part[m])) for part in row] for row in ((first, swaps["low"]), (swaps["high"], swaps["both"]))]
         figures.two_by_two(ax, np.array(square), figures.MEASURES[m][0], "expert of high noise", "expert of low noise")
-    study.keep(figure, "experts")
+    study.keep(figure, "experts")  # alt: Two-by-two tables of accuracy, motion and looks: either expert trained or not.
     print(runs.contrasts(swaps, {m: first[m] for m in swaps["both"]}, "before"))
 
 # %% [markdown]

@@ -47,13 +47,13 @@ if chain[0].pictures.ndim == 4:
     plots.show_pictures([case.pictures[:8] for case in chain], titles, 0.75)
 else:  # of a video its first, middle and last frame
     plots.show_pictures([torch.stack([plots.film(video[::4]) for video in case.pictures[:3]]) for case in chain], titles, 0.75)
-plt.show()
+plt.show()  # alt: Drawn pictures of one thing, described from clear to open, a row a description.
 figure, [[ax]] = plots.new_figure(size=(8, 2.8))
 scored = ambiguity.measure(world, chain, rewards)
 values = np.stack([np.pad(r, (0, 2 * SIZE - len(r)), constant_values=np.nan) for r in scored["rewards"]])
 plots.strips(ax, values, np.tile(np.arange(2 * SIZE) < SIZE, (len(chain), 1)), [f"{bits:.1f} bits" for bits in scored["bits"]])
 plots.labelled(ax, "solid: all that is said is right; hollow: near misses (with all open, nothing can be wrong)", "reward (no unit)")
-plt.show()
+plt.show()  # alt: Rewards of right pictures and near misses, a row a description: the gap closes as more is left open.
 
 # %% [markdown]
 # ## What ambiguity does to a reward
@@ -92,7 +92,7 @@ for ax, (name, label) in zip(axes[0], labels.items(), strict=True):
     ax.axhline(chance.get(name, -1), color="black", ls=(0, (1, 3)))
     plots.labelled(ax, label, "how many (below: bits left open)")
 axes[0, 1].legend(frameon=False, fontsize=8, loc="lower right")
-plt.show()
+plt.show()  # alt: What leaving attributes out and saying things in other words do to the mean reward, its spread and the disagreement of two rewards.
 
 # %% [markdown]
 # The more is left open, the lower the *mean*: deviation from a prior does see ambiguity. Other words hardly move it. But look at the error: where a picture *can* be wrong, the reward nearly always finds it, however much is open. And among right pictures the two rewards agree no better than chance: that spread is noise, not a taste that both share.
@@ -118,7 +118,7 @@ axes[0, 1].set_ylim(top=1.35 * sum(raw).max())
 titles = {"mean reward, which RAS sees": "reward (no unit)", "variance of the rewards": "reward squared", "variance of the advantages": "share"}
 for ax, (title, unit) in zip(axes[0], titles.items(), strict=True):
     plots.labelled(ax, title, f"near misses among {SIZE} pictures", unit).set_xticks(range(0, SIZE + 1, 2))
-plt.show()
+plt.show()  # alt: Share of signal, spread of the rewards and size of the advantages against the number of near misses among twelve pictures.
 for wrong in (0, 1, SIZE // 2):
     print(f"{wrong} near misses: noise {by_wrong['noise variance'][wrong] ** 0.5:.3f} in the rewards, {(1 - by_wrong['signal'][wrong]) ** 0.5:.2f}",
           f"in the advantages, {1 / by_wrong['std'][wrong]:.0f} times as much")  # fmt: skip
@@ -152,7 +152,7 @@ if len(own):
             ax.scatter(chosen["reward_mean"], chosen["agreement"], 18, colour, marker=marker, label=name, **({} if marker == "x" else {"ec": "black"}))
         plots.labelled(ax, f"{task}: iteration {part['iteration'].iloc[0]}", "mean reward of the group", "" if stage else "true reliability")
     axes[0, 0].legend(frameon=False, fontsize=8, loc="lower left")
-    plt.show()
+    plt.show()  # alt: True reliability of each group against its mean reward, at three stages of training.
 
 # %% [markdown]
 # A prior that is one number for all groups (constant, SFT mean, running mean, the hierarchy of notebook 8) cannot change their order: as far as ranks go, the deviation from it is the mean reward itself, **one level**. Two priors differ from prompt to prompt: the SFT model's reward of the same prompt (before training it *is* the mean), and the first frame's (image-to-video). Below them stand two other signals, which were not planned: the group's spread, and the agreement of its rewards with a second model's.
@@ -176,7 +176,7 @@ for ax, name in zip(axes[0], ambiguity.TASKS, strict=True):
 rows = [(4 * i + s, f"{signal}, {stages[s]}") for i, signal in enumerate(signals) for s in range(3)]
 axes[0, 0].set(xlim=(-1, 1), ylim=(19, -1))
 axes[0, 0].set_yticks(*zip(*rows, strict=True), fontsize=8)
-plt.show()
+plt.show()  # alt: Rank correlation of several signals with true reliability, with intervals, at three stages.
 planned = table["signal"].isin(ambiguity.DEVIATIONS) & (table["groups"] == "all")
 stands = np.where((table["low"] > 0) & (table["auroc_low"] > 0.5), "stands", "refuted")
 print(table.round(2).assign(H5=np.where(planned, stands, "")).to_string(index=False) if len(table) else "nothing is run yet")

@@ -41,7 +41,7 @@ ended = evidence.final(plan, records, "ablation", task, measure)
 figure, [[ax]] = plots.new_figure(size=(7, 3.4))
 plots.runs_by_arm(ax, ended, evidence.before(records, task, measure))
 plots.labelled(ax, f"{task}: {measure} after training, a dot a run", "objective", "share of samples")
-plt.show()
+plt.show()  # alt: A dot for each run by objective, lines through runs of one seed, bars for means, dashed the untrained model.
 print(evidence.state(plan, records))
 print("this experiment:", dict(ended.notna().sum()), "runs of each")
 
@@ -76,7 +76,7 @@ bands = {arm: [statistics.bootstrap_mean(column) for column in values.T] for arm
 edges = {arm: ([i.low for i in found], [i.high for i in found]) for arm, found in bands.items()}
 plots.plot_methods(ax, at, {arm: values.mean(0) for arm, values in smooth.items()}, edges)
 plots.labelled(ax, "reward in training", "iteration", "reward (no unit)")
-plt.show()
+plt.show()  # alt: Training reward against iterations, a line an objective with its interval over seeds.
 
 # %%
 pace = {}
@@ -98,7 +98,7 @@ for arm in reward:
     ax.scatter(reward[arm], held_out[arm], color=style["color"], marker=style["marker"], label=style["label"])
 ax.legend(frameon=False, fontsize=9)
 plots.labelled(ax, "after training, a dot a run", "training reward (no unit)", "held-out reward (no unit)")
-plt.show()
+plt.show()  # alt: Held-out against training reward after training, a mark a run.
 
 # %% tags=["nbval-check-output"]
 values = {arm: {"n": int(row["n"]), "mean": row["mean"], "difference": row["- grpo"]} | pace.get(arm, {}) for arm, row in table.iterrows()}

@@ -43,7 +43,7 @@ for ax, name in zip(axes[0], ("alpha_kappa", "lambda_beta"), strict=True):
     mean, level = evidence.grid(grids[name])
     plots.heat_map(ax, mean, level)
     plots.labelled(ax, f"{measure} after training, share of samples", mean.columns.name, mean.index.name).grid(False)
-plt.show()
+plt.show()  # alt: Two heat maps of accuracy: alpha against kappa, and lambda against beta; framed cells are level with the best.
 print(evidence.state(plan, records))
 print("runs a cell:", {name: sorted(set(grid.notna().sum())) for name, grid in grids.items()})
 
@@ -90,7 +90,7 @@ for ax, (name, i) in zip(axes[0], settings, strict=True):
     ax.axhline(start, color="0.4", linestyle="--")
     ax.set_xticks(range(len(steps)), steps)
     plots.labelled(ax, "", f"{key} (no unit)", "share of samples" if ax is axes[0, 0] else "")
-plt.show()
+plt.show()  # alt: Accuracy against each of the four settings, single runs in grey and means with intervals in black.
 
 # %% [markdown]
 # Grey: single runs. Black: their mean with its 95 % interval. Dashed: before training.
@@ -107,7 +107,7 @@ for ax, (task, ended) in zip(axes[0], cuts.items(), strict=True):
     plots.runs_by_arm(ax, ended, evidence.before(records, task, measure))
     ax.tick_params(axis="x", labelsize=8)
     plots.labelled(ax, f"{task}: {measure}", "alpha", "share of samples" if ax is axes[0, 0] else "")
-plt.show()
+plt.show()  # alt: Accuracy against alpha in three tasks, a dot a run.
 
 # %% [markdown]
 # ## More samples a prompt, or more trust? (H8)
@@ -125,7 +125,7 @@ jerks = {arm: statistics.oscillation(values, np.mean(gains)).mean() for arm, val
 steady, _ = evidence.grid(ended.iloc[:1].assign(**{arm: jerks.get(arm, np.nan) for arm in ended}))
 plots.heat_map(axes[0, 1], steady, np.zeros(steady.shape, bool), "{:.1f}")
 plots.labelled(axes[0, 1], "oscillation of the reward (no unit)", mean.columns.name, mean.index.name).grid(False)
-plt.show()
+plt.show()  # alt: Two heat maps over group size and alpha: accuracy, and oscillation of the reward.
 best = {size: row.idxmax() if row.notna().any() else None for size, row in mean.iterrows()}
 print("best alpha by group size:", best, "(H8 falls if all three are the same)")
 

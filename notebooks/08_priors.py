@@ -46,7 +46,7 @@ figure, [[ax]] = plots.new_figure(size=(10, 3.4))
 plots.runs_by_arm(ax, ended, evidence.before(records, task, measure))
 ax.tick_params(axis="x", labelsize=8)
 plots.labelled(ax, f"{task}: {measure} after training, a dot a run", "prior (GRPO uses none)", "share of samples")
-plt.show()
+plt.show()  # alt: A dot for each run by prior, lines through runs of one seed, bars for means, dashed the untrained model.
 print(evidence.state(plan, records))
 
 # %% [markdown]
@@ -92,7 +92,7 @@ for scale, colour, size in ((1, "black", 30), (10, "white", 3)):
 plots.labelled(axes[0, 2], "another scale", "group mean - population mean", "weight w")
 for ax in axes[0]:
     ax.legend(frameon=False, fontsize=8)
-plt.show()
+plt.show()  # alt: Weight against the group mean's distance from the population mean: flat without real differences, steeper with more samples, the same for rewards of any scale.
 mean, spread, within = group_moments(rewards)
 print(f"k = {posterior_sharpness(spread - within / 12, within, 12):.1f} for rewards as they are, a tenth of it for ten times the rewards")
 
@@ -120,7 +120,7 @@ for ax, arm in zip(axes[0], low, strict=False):
     ax.fill_between(at, low[arm].mean(0), high[arm].mean(0), color="0.6", linewidth=0)
     ax.axhline(1, color="black", lw=1, ls="--")
     plots.labelled(ax, arm.replace("_", " "), "iteration", "weight w" if ax is axes[0, 0] else "")
-plt.show()
+plt.show()  # alt: Range of weights against iterations, a panel a prior.
 
 # %% tags=["nbval-check-output"]
 values = {arm: {"n": int(row["n"]), "mean": row["mean"], "difference": row["- grpo"]} for arm, row in table.iterrows()}

@@ -45,7 +45,7 @@ shown = pd.concat([clean.mean().rename("clean"), mean], axis=1)
 figure, [[ax]] = plots.new_figure(size=(10, 2.6))
 plots.heat_map(ax, shown.set_axis([name.replace("_", "\n") for name in shown], axis=1), np.zeros(shown.shape, bool))
 plots.labelled(ax, f"t2i: {measure} after training, mean of {len(ended)} seeds (before training {start:.2f})", "", "objective").grid(False)
-plt.show()
+plt.show()  # alt: Heat map of accuracy after training: four objectives by nine kinds of reward, from clean to saturated.
 print(evidence.state(plan, records))
 
 # %% [markdown]
@@ -84,7 +84,7 @@ for shift, arm in ((-0.03, "grpo"), (0.03, "bpgo")):
 ax.axhline(start, color="0.4", linestyle="--", label="before training")
 ax.legend(frameon=False, fontsize=9)
 plots.labelled(ax, "a mark a run, a line the mean", "noise, in standard deviations of the reward", f"{measure}\n(share of samples)")
-plt.show()
+plt.show()  # alt: Accuracy against the level of noise for GRPO and BPGO, a mark a run, dashed the untrained model.
 
 # %% [markdown]
 # ## The gradient under a wrong reward
@@ -108,7 +108,7 @@ axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
 plots.labelled(axes[0, 0], "a dot a run", "variation of the gradient's norm (no unit)")
 plots.labelled(axes[0, 1], "", "effective sample size (of 12)")
 plots.labelled(axes[0, 2], "", "largest less smallest weight")
-plt.show()
+plt.show()  # alt: For each objective and reward: variation of the gradient's norm, effective sample size, and range of weights, a dot a run.
 
 # %% [markdown]
 # ## Three failures, provoked (H14)

@@ -76,7 +76,7 @@ for ax, task in zip(axes[0], TASKS, strict=True):
     plots.labelled(ax, task, "move from the untrained model / size of GRPO's")
 handles = dict(zip(*axes[0, 0].get_legend_handles_labels()[::-1], strict=True))
 axes[0, 0].legend(handles.values(), handles, frameon=False, fontsize=9, loc="upper left")
-plt.show()
+plt.show()  # alt: Moves of GRPO and BPGO from the untrained model, published and ours, in units of GRPO's move, for three tasks.
 print(evidence.state(plan, records))
 
 # %% [markdown]
@@ -139,7 +139,7 @@ plots.labelled(axes[0, 2], "ours: reward", "alpha", "move from the untrained")
 for ax in axes[0]:
     ax.axhline(0, color="black", linestyle=":")
     ax.set_xlim(0, 1)
-plt.show()
+plt.show()  # alt: Reward against alpha: two published panels and one of ours.
 commands("alpha_kappa alpha_video", ["t2v"], "objective.name=ras objective.alpha=0.1", "objective.alpha=0.5 to 0.9")
 print(paper.text(paper.beside("alpha", plan, records, real), NAMES))
 

@@ -69,7 +69,7 @@ order = rewards.std(1).argsort(descending=True).tolist()
 figure, axes = plots.new_figure(3, G, (11, 3.4))
 for row, i in zip(axes, (order[0], order[len(order) // 2], order[-1]), strict=True):
     group_row(i, objective.group_advantages(rewards), row)
-plt.show()
+plt.show()  # alt: Three groups of twelve pictures, best reward first; those that GRPO pushes up are framed, the harder the wider.
 
 # %% [markdown]
 # The wider the frame, the harder the push. The last row spreads a third as wide as the first, yet its frames are as wide: group normalisation (equation 1).
@@ -103,8 +103,8 @@ def panel(alpha=0.5, kappa=1.0, lam=5.0, beta=0.5, prior=0.57, group=0):
 if not interactive:
     settings = {"as in training: alpha 0.5, kappa 1, lambda 5, beta 0.5": {}, "alpha = 0.9, kappa = 5, beta = 0": dict(alpha=0.9, kappa=5.0, beta=0.0)}
     for name, knobs in settings.items():
-        print(name)
-        panel(group=order[-1], prior=rewards.mean().item(), **knobs)
+        print(name)  # alt: Pictures of one group framed by effective advantage; weights of eight groups; effective advantage against reward.
+        panel(group=order[-1], prior=rewards.mean().item(), **knobs)  # alt: The same with stronger, sharper RAS and without CRT: weights from 0.1 to 1.8, thinner frames.
 
 # %% tags=["nbval-skip"]
 if interactive:
@@ -144,8 +144,8 @@ def stages(group=0, upto=4):
     plt.show()
 
 
-if not interactive:
-    stages(made.weights.argmin().item()), stages(order[-1])
+if not interactive:  # alt: Bars of one group's rewards, advantages, weighted advantages and effective advantages; here the weight shrinks them.
+    stages(made.weights.argmin().item()), stages(order[-1])  # alt: The same for a group whose weight is about 1: CRT pushes down pictures that lie between group mean and prior.
 
 # %% tags=["nbval-skip"]
 if interactive:
@@ -176,7 +176,7 @@ def steps(group=0, first=0, last=8):
 
 
 if not interactive:
-    steps(order[0])
+    steps(order[0])  # alt: Nine states from noise to picture, and above each what the model expects in the end.
 
 # %% tags=["nbval-skip"]
 if interactive:

@@ -112,9 +112,9 @@ class Browser:
         return self.ask("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)["result"]["value"]
 
 
-def wait_for(get):
-    """What `get` returns, once that is something, within a minute."""
-    for _ in range(600):
+def wait_for(get, seconds=60):
+    """What `get` returns, once that is something, within this time."""
+    for _ in range(10 * seconds):
         if found := get():
             return found
         time.sleep(0.1)
