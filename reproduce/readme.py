@@ -59,8 +59,8 @@ def study(root):
     """What was claimed before the study's first run and what was found, a row a claim."""
     table = pd.read_csv(root / STUDY / "claims.csv", keep_default_na=False)
     plan, records = evidence.read(root / STUDY)
-    said = f"{evidence.state(plan, records)}. n counts seeds, for H5 prompts. Findings and intervals: `{STUDY}/claims.csv`."
-    return f"{said}\n\n{claims.markdown(claims.by_claim(table))}"
+    said = f"{evidence.state(plan, records)}. Intervals: 95 %; n counts seeds, for H5 prompts. As a table: `{STUDY}/claims.csv`."
+    return f"{said}\n\n{claims.told(table)}"
 
 
 def recipes(root):

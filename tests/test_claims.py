@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import study
 
-from bpgo.analysis import claims, evidence
+from bpgo.analysis import claims
 
 PLAN = pd.DataFrame(study.table())[["experiment", "task", "arm", "seed", "run"]]
 LENGTH = 50
@@ -133,9 +133,9 @@ def test_every_claim_of_the_plan_is_asked():
     assert named == set(claims.CLAIMS) == set(claims.ASKED)
 
 
-def test_the_tables_for_the_readme():
-    wide = claims.by_claim(claims.verdicts(PLAN, simulated(EFFECTS["H1"])))
-    assert list(wide["claim"]) == list(claims.ASKED) and list(wide.columns[2:]) == ["t2i", "t2v", "i2v", "digits"]
-    text = claims.markdown(wide).splitlines()
-    assert len(text) == 2 + len(claims.ASKED) and "| H1 | BPGO beats GRPO | holds, n = 5 |" in text[2]
-    assert evidence.RESULTS.name == "study"
+def test_the_list_for_the_readme():
+    lines = claims.told(claims.verdicts(PLAN, simulated(EFFECTS["H1"], experiments={"ablation"}))).splitlines()
+    assert len(lines) == len(claims.ASKED) and [line.split(",")[0][2:] for line in lines] == list(claims.ASKED)
+    assert lines[0].startswith("- H1, *BPGO beats GRPO*. t2i: **holds** (accuracy, BPGO less GRPO +0.1")
+    assert "n = 5); t2v: **holds**" in lines[0] and lines[0].endswith("; not run: digits.")
+    assert lines[3] == "- H4, *BPGO gains more, the more prompts are ambiguous*. not run: t2i."

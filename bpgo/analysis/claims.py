@@ -56,18 +56,15 @@ def verdicts(plan: pd.DataFrame, records: dict, names: Iterable[str] = tuple(CLA
     return pd.DataFrame(rows)
 
 
-def by_claim(table: pd.DataFrame) -> pd.DataFrame:
-    """`verdicts`, a row a claim and a column a task, with what the README has room for: verdict and n."""
-    cells = table.assign(cell=[f"{r.verdict}, n = {r.n}" if r.n else r.verdict for r in table.itertuples()])
-    wide = cells.pivot(index=["claim", "says"], columns="task", values="cell").fillna("")
-    return wide.loc[[(name, CLAIMS[name]) for name in ASKED]][list(dict.fromkeys(table["task"]))].reset_index()
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table of `verdicts` or `by_claim` in Markdown."""
-    rows = [[str(value or "-") for value in row] for row in table.to_numpy().tolist()]
-    heads = [["", *table.columns[1:]], ["---"] * len(table.columns)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in heads + rows)
+def told(table: pd.DataFrame) -> str:
+    """`verdicts` as a list in Markdown, an item a claim: verdict, finding and n of each task that has runs, then the others."""
+    items = []
+    for (name, says), rows in table.groupby(["claim", "says"], sort=False):
+        run = [r for r in rows.itertuples() if r.verdict != "not run"]
+        known = [f"{r.task}: **{r.verdict}**" + f" ({r.finding}, n = {r.n})" * bool(r.finding) for r in run]
+        missing = [r.task for r in rows.itertuples() if r.verdict == "not run"]
+        items.append(f"- {name}, *{says}*. " + "; ".join([*known, *["not run: " + ", ".join(missing)] * bool(missing)]) + ".")
+    return "\n".join(items)
 
 
 Answer = tuple[int, str, bool | None]  # n, finding, whether the claim holds (None: too little is there to say)
