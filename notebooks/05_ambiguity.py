@@ -225,7 +225,7 @@ print(named.loc[named["groups"] == "all", ["stage", "signal", "rho", "low", "hig
 # ## Summary
 # - Ambiguity lowers the mean reward, and other words hardly do. So deviation from a prior does measure *how much a prompt says*.
 # - Whether a reward is *reliable* depends on whether a group holds both right and wrong samples. A group without a difference has no signal, however high its reward, and group normalisation gives it full strength.
-# - In text-to-image, deviation from the prior is a weak signal of reliability, and among prompts that leave something open none that can be seen. A group's spread and the agreement of two rewards need no prior, and over all groups do at least as well. (The last two comparisons were not planned.)
+# - In text-to-image, deviation from the prior is a weak signal of reliability, and among prompts that leave something open none that can be seen; in both video tasks none at all. A group's spread and the agreement of two rewards need no prior, and over all groups do at least as well. (The last two comparisons were not planned.)
 #
 # **Vary** `task`, `seed`. **Where it breaks:** drawings are cleaner than what a generator makes; one thing a picture; twelve samples measure a group's reliability only roughly, which pulls every `rho` towards 0; three trainings; intervals are not corrected for their number.
 #
