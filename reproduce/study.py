@@ -209,7 +209,7 @@ def snakemake(rows, lock, options):
     """Run what has no record. It holds `lock` as long as it lives, whatever ends us."""
     write_atomic(WORK / "asked.json", json.dumps(list(dict.fromkeys(row["run"] for row in rows))))
     command = [sys.executable, "-m", "snakemake", "--snakefile", HERE / "Snakefile", "study"]
-    command += ["--config", "profile=quick", f"plan={options.plan}"]
+    command += ["--config", f"plan={options.plan}"]
     command += ["--profile", options.cluster] if options.cluster else ["--cores", str(options.cores)]
     # By what is there: checking records out, or editing a docstring, makes nobody train eight hours again.
     command += ["--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "--nolock",
