@@ -186,17 +186,17 @@ def test_a_study_killed_three_times_ends_as_the_undisturbed_one(tmp_path):
     for folder in (calm, disturbed):
         folder.mkdir()
     process = start(calm)
-    assert "4 of 4 runs are there" in process.communicate()[0] and process.returncode == 0
-    for seconds in (12, 20, 28):
+    assert "6 of 6 runs are there" in process.communicate()[0] and process.returncode == 0
+    for seconds in (20, 40, 60):
         process = start(disturbed)
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     process = start(disturbed)
-    assert "4 of 4 runs are there" in process.communicate()[0] and process.returncode == 0
+    assert "6 of 6 runs are there" in process.communicate()[0] and process.returncode == 0
     assert results(disturbed) == results(calm)
     table, _, records = results(calm)
-    assert table.count("\n") == 1 + 4 * 3 and {len(record["groups"]) for record in records} == {3}
+    assert table.count("\n") == 1 + 6 * 3 and {len(record["groups"]) for record in records} == {3}
     for record in records:
         if record["settings"].get("rule") == "ceiling":
             assert 0.5 <= min(record["curves"]["weight_min"]) and max(record["curves"]["weight_max"]) <= 1.5
