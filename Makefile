@@ -41,7 +41,7 @@ help:  ## list the verbs
 
 test: $(SETUP)  ## lint, then run the tests (the long ones: make test ARGS='-m slow')
 	$(PYTHON) -m ruff check .
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses=4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(PYTHON) -m pytest -n auto --maxprocesses=4 --dist loadfile $(ARGS)
 
 reproduce: $(SETUP)  ## run the study and rebuild its tables and figures
 	$(PYTHON) reproduce/reproduce.py $(ARGS)

@@ -36,7 +36,7 @@ def requirements_of(*extras: str) -> list[Requirement]:
         seen.add(extra)
         for requirement in map(Requirement, EXTRAS[extra]):
             if requirement.name == PROJECT["name"]:
-                waiting.extend(requirement.extras)
+                waiting.extend(sorted(requirement.extras))  # a set: pytest's workers must list the same tests in the same order
             else:
                 found.append(requirement)
     return found
