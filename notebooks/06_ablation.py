@@ -33,7 +33,8 @@ output: str = ""  # folder for the record; empty, none is written
 import matplotlib.pyplot as plt
 import numpy as np
 
-from bpgo.analysis import evidence, plots, statistics
+from bpgo.analysis import evidence, plots, runs, statistics
+from bpgo.config import read_config
 from bpgo.records import record
 
 plan, records = evidence.read(results)
@@ -43,7 +44,7 @@ plots.runs_by_arm(ax, ended, evidence.before(records, task, measure))
 plots.labelled(ax, f"{task}: {measure} after training, a dot a run", "objective", "share of samples")
 plt.show()  # alt: A dot for each run by objective, lines through runs of one seed, bars for means, dashed the untrained model.
 print(evidence.state(plan, records))
-print("this experiment:", dict(ended.notna().sum()), "runs of each")
+print("this experiment:", ended.notna().sum().to_dict(), "runs of each")
 
 # %% [markdown]
 # **Before you read on:** the dots of one objective differ only in the seed. Is the spread within a column smaller than the distance between columns?
@@ -68,8 +69,7 @@ for arm, row in some.iterrows():
 # %%
 logged = evidence.curves(plan, records, "ablation", task, "reward")
 width = max(1, min(len(values[0]) for values in logged.values()) // 10)
-kernel = np.ones(width) / width
-smooth = {arm: np.array([np.convolve(run, kernel, "valid") for run in values]) for arm, values in logged.items()}
+smooth = {arm: runs.smooth(np.arange(values.shape[1]), values, width)[1] for arm, values in logged.items()}
 figure, [[ax]] = plots.new_figure(size=(8, 3.4))
 at = np.arange(next(iter(smooth.values())).shape[1]) + width
 bands = {arm: [statistics.bootstrap_mean(column) for column in values.T] for arm, values in smooth.items() if len(values) > 1}
@@ -99,6 +99,20 @@ for arm in reward:
 ax.legend(frameon=False, fontsize=9)
 plots.labelled(ax, "after training, a dot a run", "training reward (no unit)", "held-out reward (no unit)")
 plt.show()  # alt: Held-out against training reward after training, a mark a run.
+
+# %% [markdown]
+# ## What does the reward cost, in scores and in variety?
+# How many reward evaluations until the smoothed reward reaches the level at which GRPO of the same seed ends (`never` counts the runs that do not; they are left out of the mean, which flatters it), and the diversity left on prompts that leave something open: 1 is the world's own.
+
+# %%
+config = read_config(f"{task}-tiny")
+scores = evidence.reaching(plan, records, "ablation", task) * config.groups * config.group_size
+varied = evidence.compare(evidence.final(plan, records, "ablation", task, "diversity"), "grpo")
+print(f"diversity before training {evidence.before(records, task, 'diversity'):.3f}")
+for arm in scores:
+    needed, left = statistics.bootstrap_mean(scores[arm].to_numpy()), varied.loc[arm]
+    print(f"{plots.METHODS[arm]['label']:5s} {needed.mean:5.0f} scores ({needed.low:.0f} to {needed.high:.0f}, n = {needed.n}), "
+          f"never {int(scores[arm].isna().sum())};   diversity {left['mean']:.3f}, less GRPO's {left['- grpo']:+.3f} (p {left['p']:.2f})")  # fmt: skip
 
 # %% tags=["nbval-check-output"]
 values = {arm: {"n": int(row["n"]), "mean": row["mean"], "difference": row["- grpo"]} | pace.get(arm, {}) for arm, row in table.iterrows()}

@@ -34,7 +34,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from bpgo.analysis import evidence, plots
+from bpgo.analysis import claims, evidence, plots
 from bpgo.objective import ras_weights
 from bpgo.priors import EmpiricalBayes, group_moments, posterior_sharpness
 from bpgo.records import record
@@ -105,7 +105,7 @@ print(f"k = {posterior_sharpness(spread - within / 12, within, 12):.1f} for rewa
 # %%
 table = evidence.compare(ended, "grpo")
 print(table.round(3).to_string())
-own = evidence.compare(ended.drop(columns="grpo"), {"t2i": "running_mean", "t2v": "sft", "i2v": "first_frame"}[task])
+own = evidence.compare(ended.drop(columns="grpo"), claims.OWN_PRIOR[task])
 print("\nempirical Bayes less the paper's own prior:", own.loc["empirical_bayes"].iloc[4:7].round(3).to_dict(), "n =", int(own.loc["empirical_bayes", "n"]))
 
 # %% [markdown]

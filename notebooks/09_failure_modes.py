@@ -123,7 +123,7 @@ for arm in ("healthy", "oscillation", "stagnation", "misalignment"):
         first, last = r["evaluations"][0], r["evaluations"][-1]
         said = ", ".join(f"{w['guard']} at {w['iteration']}" for w in r["warnings"]) if "warnings" in r else "older than the guards"
         rows.append({"failure": arm, "seed": r["seed"], "reward": last["reward"] - first["reward"], "held-out": last["held_out"] - first["held_out"],
-                     "truth": last[measure] - first[measure], "jerk": np.sqrt((np.diff(curve["reward"], 2) ** 2).mean()),
+                     "truth": last[measure] - first[measure], "jerk": statistics.oscillation(curve["reward"], 1.0),
                      "weight": curve["weight_mean"].mean(), "samples": curve["effective_sample_size"].mean(), "guards": said or "silent"})  # fmt: skip
 signs = pd.DataFrame(rows)
 print("changes from start to end (reward, held-out, truth), means over training (weight, effective samples):")

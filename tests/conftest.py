@@ -45,6 +45,17 @@ if IPyNbCell is not None:
     IPyNbCell.compare_outputs = _comparing_records(IPyNbCell.compare_outputs)
 
 
+@pytest.fixture
+def one_thread():
+    """Sums come out bit for bit alike only if they are split alike."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # -------------------------------------------------------- models of random weights, made once, for the tests of the package
 
 

@@ -20,17 +20,11 @@ from bpgo.objective import bpgo, crt_rewards, group_advantages, k_from_kappa, ra
 from bpgo.priors import RunningMean
 from bpgo.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SITE = Path(__file__).resolve().parent.parent / "reproduce" / "site"
 EXAMPLES = sorted((SITE / "examples").glob("*.py"))
 EQUATIONS = {"alpha": 0.5, "lam": 1.0, "beta": 0.5}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

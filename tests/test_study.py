@@ -282,3 +282,14 @@ def test_a_heat_map_writes_every_number_frames_what_is_marked_and_says_what_was_
     assert [label.get_text() for label in ax.get_xticklabels()] == ["x", "y"]
     plots.heat_map(ax, pd.DataFrame([[np.nan]]), np.array([[False]]))
     plots.plt.close(figure)
+
+
+def test_scores_to_a_target_are_counted_by_seed():
+    """GRPO ends at 1.0: an arm that is there in half the time, and one that never is; curves of 20, means of 2."""
+    rise = np.minimum(np.arange(1, 21) / 20, 1.0)
+    curves = {"grpo": rise, "fast": np.minimum(2 * rise, 1.0), "never": rise / 2}
+    plan = pd.DataFrame([{"experiment": "a", "task": "t2i", "arm": arm, "seed": s, "run": f"{arm}-{s}"} for arm in curves for s in (0, 1)])
+    records = {f"{arm}-{s}": {"curves": {"reward": curve.tolist()}} for arm, curve in curves.items() for s in (0, 1)}
+    del records["grpo-1"]
+    table = evidence.reaching(plan, records, "a", "t2i")
+    assert list(table.index) == [0] and table.loc[0, "grpo"] == 20 and table.loc[0, "fast"] == 11 and np.isnan(table.loc[0, "never"])

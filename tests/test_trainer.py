@@ -31,16 +31,9 @@ from bpgo.rollout import integrate
 from bpgo.sde import sigma_grid
 from bpgo.trainer import Trainer, read_log
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = ["a red circle", "a large blue square", "a shape", "a small cross at the top"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums come out bit for bit alike only if they are split alike."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def redness(pixels, prompts):

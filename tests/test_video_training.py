@@ -33,19 +33,12 @@ from bpgo.shapes import tiny
 from bpgo.shapes.pretrain import data_uri
 from bpgo.trainer import Trainer, read_log
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = dict(height=16, width=16, frames=5)
 WORDS = ["a red circle", "a large blue square", "a shape", "a shape"]
 TASKS = ("t2v", "i2v")
 both_tasks = pytest.mark.parametrize("task", TASKS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums come out bit for bit alike only if they are split alike."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def redness(pixels, prompts):

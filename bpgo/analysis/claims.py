@@ -15,7 +15,7 @@ import pandas as pd
 
 from .. import guards
 from . import ambiguity, evidence
-from .statistics import Interval, bootstrap_mean, holm, level_with_best, paired
+from .statistics import Interval, bootstrap_mean, holm, level_with_best, oscillation, paired
 
 PRIMARY = "accuracy_specified"
 LEVEL = {"H6", "H7", "H9"}
@@ -248,7 +248,7 @@ def _signs(plan: pd.DataFrame, records: dict) -> Asked:
         runs = {arm: [records[run] for run in part["run"]] for arm, part in rows.groupby("arm")}
         if len(runs) < 4:
             return 0, "", None
-        jerk = {arm: [float(np.square(np.diff(run["curves"]["reward"], 2)).mean() ** 0.5) for run in part] for arm, part in runs.items()}
+        jerk = {arm: [oscillation(run["curves"]["reward"], 1.0) for run in part] for arm, part in runs.items()}  # in the reward's unit
         stalled = {arm: sum(_stalls(run) for run in part) for arm, part in runs.items()}
         gamed = {arm: sum(map(_games, part)) for arm, part in runs.items()}
         n = min(map(len, runs.values()))

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..records import CHECKOUT
-from .statistics import bootstrap_mean, holm, level_with_best, oscillation, paired
+from .runs import smooth
+from .statistics import bootstrap_mean, first_reaching, holm, level_with_best, oscillation, paired
 
 RESULTS = CHECKOUT / "reproduce" / "results" / "study"
 # Parts of the package that move no number of a run.
@@ -100,11 +101,26 @@ def pace(plan: pd.DataFrame, records: dict, experiment: str, task: str) -> dict[
     if "grpo" not in logged:
         return {}
     width = max(1, logged["grpo"].shape[1] // 10)
-    soft = {arm: np.array([np.convolve(run, np.full(width, 1 / width), "valid") for run in runs]) for arm, runs in logged.items()}
+    soft = {arm: smooth(np.arange(values.shape[1]), values, width)[1] for arm, values in logged.items()}
     rise = np.mean(soft["grpo"][:, -1] - soft["grpo"][:, 0])
     if rise <= 0:
         return {}
     return {arm: ((runs[:, runs.shape[1] // 2] - runs[:, 0]) / rise, oscillation(logged[arm], rise)) for arm, runs in soft.items()}
+
+
+def reaching(plan: pd.DataFrame, records: dict, experiment: str, task: str) -> pd.DataFrame:
+    """Iterations until the training reward, as a mean over a tenth of a run, is where GRPO's run of the same seed ends: (seeds, arms).
+
+    NaN where a run never gets there, or either is not recorded.
+    """
+    rows, found = plan[(plan["experiment"] == experiment) & (plan["task"] == task)], {}
+    for seed, part in rows.groupby("seed"):
+        own = {arm: np.array(records[run]["curves"]["reward"]) for arm, run in zip(part["arm"], part["run"], strict=True) if run in records}
+        if "grpo" in own:
+            width = max(1, len(own["grpo"]) // 10)
+            target, at = own["grpo"][-width:].mean(), np.arange(1, len(own["grpo"]) + 1)
+            found[seed] = {arm: first_reaching(at, curve, target, width) for arm, curve in own.items()}
+    return pd.DataFrame.from_dict(found, orient="index", columns=list(dict.fromkeys(rows["arm"])), dtype=float)
 
 
 def before(records: dict, task: str, measure: str) -> float:
