@@ -155,7 +155,7 @@ def test_the_cells_level_with_the_best():
     assert level_with_best(values).tolist() == [False, True, True, False]
     assert level_with_best(values, higher_is_better=False).tolist() == [True, False, False, False]
     noisy = effect[:, None] + 2 * random.normal(size=(4, 6))
-    assert level_with_best(noisy).sum() > 2 and level_with_best(values, alpha=1e-9).all()
+    assert level_with_best(noisy).sum() > 2 and level_with_best(noisy, alpha=1e-9).all()
     missing = np.vstack([values, np.full(6, np.nan), np.full(6, np.nan)])
     missing[5, 0] = 9.0  # one lucky seed is not the best, nor told from it
     missing[0, :3] = np.nan
@@ -165,17 +165,46 @@ def test_the_cells_level_with_the_best():
             level_with_best(wrong)
 
 
-@pytest.mark.parametrize("cells", [2, 4, 9])
-def test_identical_cells_are_all_level(cells):
-    """In 95 % of the studies at least; corrected for the comparisons with the best alone, they would not be."""
-    random, studies, wrong, with_best_alone = np.random.default_rng(cells), 400, 0, 0
+def test_two_cells_are_level_as_by_a_paired_t_test():
+    random = np.random.default_rng(6)
+    for values in random.normal(size=(50, 2, 4)) + np.array([0.0, 1.5])[:, None]:
+        assert level_with_best(values).all() == (stats.ttest_rel(*values).pvalue >= 0.05)
+
+
+def test_cells_are_level_within_tukeys_distance_of_the_best():
+    """By the sums of squares of a two-way table, which the function does not use."""
+    random = np.random.default_rng(7)
+    distance = stats.studentized_range.ppf(0.9, 5, 4 * 2)
+    for values in random.normal(size=(50, 5, 3)) + random.normal(size=3) + np.arange(5)[:, None]:
+        cells, seeds = values.mean(1, keepdims=True), values.mean(0, keepdims=True)
+        noise = ((values - cells - seeds + values.mean()) ** 2).sum() / (4 * 2)
+        assert (level_with_best(values, alpha=0.1) == (cells.max() - cells[:, 0] <= distance * np.sqrt(noise / 3))).all()
+
+
+def test_two_seeds_of_many_cells_see_a_large_lead():
+    random = np.random.default_rng(8)
+    left_out = [15 - level_with_best(random.normal(size=(15, 2)) + 5 * (np.arange(15) == 7)[:, None]).sum() for _ in range(100)]
+    assert np.mean(left_out) > 0.7 * 14
+
+
+@pytest.mark.parametrize(("cells", "seeds"), [(2, 5), (4, 5), (9, 5), (15, 2)])
+def test_identical_cells_are_all_level(cells, seeds):
+    """In 95 % of the studies."""
+    random, studies = np.random.default_rng(cells), 2000
+    wrong = [not level_with_best(random.normal(size=(cells, seeds)) + random.normal(size=seeds)).all() for _ in range(studies)]
+    assert abs(np.mean(wrong) - 0.05) <= simulation_error(0.05, studies)
+
+
+def test_missing_values_make_level_cells_no_less_level():
+    random, studies, wrong = np.random.default_rng(9), 400, 0
     for _ in range(studies):
-        values = random.normal(size=(cells, 5)) + random.normal(size=5)
-        wrong += not level_with_best(values).all()
-        best = values.mean(1).argmax()
-        with_best_alone += (holm(stats.ttest_rel(np.delete(values, best, 0), values[[best]], axis=1).pvalue) < 0.05).any()
+        values = random.normal(size=(6, 4)) + random.normal(size=4)
+        values[random.random((6, 4)) < 0.25] = np.nan
+        wrong += (level_with_best(values) != (~np.isnan(values)).any(1)).any()
     assert wrong / studies <= 0.05 + simulation_error(0.05, studies)
-    assert cells < 9 or with_best_alone / studies > 0.05 + simulation_error(0.05, studies)
+    apart = np.full((4, 4), np.nan)
+    apart[:2, :2], apart[2:, 2:] = [[1.0, 1.1], [0.9, 1.3]], [[-5.0, -5.1], [-4.9, -5.2]]  # no seed in common, nor a way between them
+    assert level_with_best(apart).all()
 
 
 @QUICK
