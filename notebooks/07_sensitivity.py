@@ -19,9 +19,9 @@
 #
 # BPGO brings four numbers that GRPO does not have. RAS has its strength $\alpha$ and its sharpness $\kappa$ (equation 2; the paper's $k$ is $\kappa$ divided by the spread of the rewards). CRT has $\lambda$ (equation 4) and its weight $\beta$ (equation 5). The paper finds $\alpha = 0.5$ best on one task and publishes none of the others. Here they are varied two at a time; the other two stay at their defaults.
 #
-# Afterwards you can read a heat map with its uncertainty, and say which defaults are choices and which are habits.
+# Afterwards you can read a heat map with its uncertainty, and say what two runs a cell can tell you and what they cannot.
 #
-# The first picture has both grids on text-to-image: a cell is a setting, its number the mean over seeds, darker is more. **A frame means: level with the best**, not significantly worse than the best cell after correction for all pairs. It does not mean equal: with two seeds only large differences can be seen.
+# The first picture has both grids on text-to-image: a cell is a setting, its number the mean over seeds, darker is more, each map in its own range. A dot marks the defaults of the tiny presets ($\alpha = 0.5$, $\kappa = 1$, $\lambda = 5$, $\beta = 0.5$), which are the same runs in both maps. **A frame means: level with the best**, not significantly worse than the best cell (Tukey's test: one estimate of the noise from all cells and seeds, corrected for all pairs of cells). It does not mean equal.
 
 # %% tags=["parameters"]
 measure: str = "accuracy_specified"  # the primary measure; any other of the records
@@ -32,71 +32,62 @@ output: str = ""  # folder for the record; empty, none is written
 import matplotlib.pyplot as plt
 import numpy as np
 
-from bpgo.analysis import evidence, plots, statistics
+from bpgo.analysis import claims, evidence, plots, statistics
 from bpgo.records import record
 
 plan, records = evidence.read(results)
-grids = {}
+DEFAULTS, grids = {"alpha_kappa": ("0.5", "1.0"), "lambda_beta": ("5.0", "0.5")}, {}
 figure, axes = plots.new_figure(1, 2, (9, 3.2))
 for ax, name in zip(axes[0], ("alpha_kappa", "lambda_beta"), strict=True):
     grids[name] = evidence.so_far(plan, records, name, "t2i", measure)
     mean, level = evidence.grid(grids[name])
     plots.heat_map(ax, mean, level)
-    plots.labelled(ax, f"{measure} after training, share of samples", mean.columns.name, mean.index.name).grid(False)
-plt.show()  # alt: Two heat maps of accuracy: alpha against kappa, and lambda against beta; framed cells are level with the best.
+    ax.plot(list(mean.columns).index(DEFAULTS[name][1]), list(mean.index).index(DEFAULTS[name][0]) - 0.3, "o", color="black", markersize=4)
+    words = "RAS" if name == "alpha_kappa" else "CRT"
+    plots.labelled(ax, f"{words}: {measure} after training", mean.columns.name.replace("lam", "lambda"), mean.index.name.replace("lam", "lambda")).grid(False)
+plt.show()  # alt: Two heat maps of accuracy: alpha against kappa, and lambda against beta; framed cells are level with the best, a dot marks the defaults.
 print(evidence.state(plan, records))
 print("runs a cell:", {name: sorted(set(grid.notna().sum())) for name, grid in grids.items()})
 
 # %% [markdown]
-# **Before you read on:** before training the model is right in the share of samples that the next line prints. Which differences between cells are large beside what training gains? And beside the spread between seeds?
+# **Before you read on:** is the difference between the best and the worst cell larger than what training gains? Larger than the difference between two seeds of one cell?
 #
 # ## Is alpha = 0.5 best? (H6) Do lambda and beta have a wide range? (H7)
-# Written down before the first run: H6 falls if the cell of the default is not level with the best; H7 falls if less than half of the cells are. The default is compared with the best cell, paired by seed; that cell was picked for its luck too, so its lead is, on average, too large.
+# Written down before the first run: H6 falls if the cell of the default is not level with the best; H7 falls if less than half of the cells are. The lines below answer the question above, and compare the default with the best cell, paired by seed. The best cell was picked because it came out highest, partly by luck: its lead is too large on average. With two seeds an interval is 12.7 standard errors wide on each side, and will nearly always hold 0.
 
 # %%
-start = evidence.before(records, "t2i", measure)
-defaults = {"alpha_kappa": "alpha=0.5 kappa=1.0", "lambda_beta": "lam=5.0 beta=0.5"}
-verdicts = {}
-print(f"before training: {start:.3f}")
-for name, default in defaults.items():
-    ended = grids[name]
-    mean, level = evidence.grid(ended)
-    spread = ended.std().mean()
-    best = ended.mean().idxmax() if ended.notna().any(axis=None) else None
-    verdicts[name] = {"cells": int(ended.notna().any().sum()), "level": int(level.to_numpy(bool).sum()), "best": best}
-    print(f"\n{name}: {verdicts[name]['level']} of {verdicts[name]['cells']} cells with runs are level with the best")
-    if best:
-        gap = statistics.paired(ended[best].to_numpy(), ended[default].to_numpy())
-        at = gap.difference
-        print(f"  best cell {best} ({ended[best].mean():.3f}), default {default} ({ended[default].mean():.3f})")
-        print(f"  best less default {at.mean:+.3f} ({at.low:+.3f} to {at.high:+.3f}, n = {gap.n}); usual spread between seeds {spread:.3f}")
+start, verdicts = evidence.before(records, "t2i", measure), {}
+for name, ended in grids.items():
+    _, level = evidence.grid(ended)
+    done, mean = ended.loc[:, ended.notna().any()], ended.mean()
+    if done.empty:
+        print(f"{name}: not run")
+        continue
+    default, best = next(arm for arm in ended if [part.partition("=")[2] for part in arm.split()] == list(DEFAULTS[name])), mean.idxmax()
+    verdicts[name] = {"cells": done.shape[1], "level": int(level.to_numpy(bool).sum()), "best": best}
+    print(f"{name}: {verdicts[name]['level']} of {verdicts[name]['cells']} cells are level with the best")
+    print(f"  best less worst cell {mean.max() - mean.min():.3f}; the default gains {mean[default] - start:.3f} over no training ({start:.3f}); "
+          f"standard deviation of a cell's seeds {done.std().mean():.3f}")  # fmt: skip
+    gap = statistics.paired(ended[best].to_numpy(), ended[default].to_numpy()).difference
+    print(f"  best cell {best} ({mean[best]:.3f}) less default ({mean[default]:.3f}): {gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f}, n = {gap.n})")
+print("\nby the plan's measure:", claims.told(claims.verdicts(plan, records, ["H6", "H7"])), sep="\n")
 
 # %% [markdown]
-# A grid has more runs than a cell. Averaged over the other setting, each value of a setting has several runs, paired by seed and by that other setting. These averages were not planned as tests; read them as a guide to where to look.
+# A grid has more runs than a cell. Below, each value of a setting is averaged over the other setting: a dot a seed, a grey line through the values of one seed, a bar for their mean, dashed the model before training. What both seeds do alike is worth a second look; it was not planned as a test.
 
 # %%
 figure, axes = plots.new_figure(1, 4, (10, 2.8), sharey=True)
 settings = [(name, i) for name in grids for i in (0, 1)]
 for ax, (name, i) in zip(axes[0], settings, strict=True):
     parts = {arm: arm.split()[i].split("=") for arm in grids[name]}
-    key = next(iter(parts.values()))[0]
-    steps = list(dict.fromkeys(value for _, value in parts.values()))
-    for x, step in enumerate(steps):
-        runs = grids[name][[arm for arm, (_, value) in parts.items() if value == step]].to_numpy(float).ravel()
-        ax.plot(np.full(len(runs), x), runs, "o", color="0.7", markersize=4)
-        found = statistics.bootstrap_mean(runs)
-        ax.plot(x, found.mean, "D", color="black")
-        ax.vlines(x, found.low, found.high, color="black")
-    ax.axhline(start, color="0.4", linestyle="--")
-    ax.set_xticks(range(len(steps)), steps)
-    plots.labelled(ax, "", f"{key} (no unit)", "share of samples" if ax is axes[0, 0] else "")
-plt.show()  # alt: Accuracy against each of the four settings, single runs in grey and means with intervals in black.
+    averaged = grids[name].T.groupby({arm: value for arm, (_, value) in parts.items()}, sort=False).mean().T
+    plots.runs_by_arm(ax, averaged, start)
+    plots.labelled(ax, "", next(iter(parts.values()))[0].replace("lam", "lambda"), evidence.axis(measure) if ax is axes[0, 0] else "")
+plt.show()  # alt: Accuracy against each of the four settings, averaged over the other one, a dot a seed.
 
 # %% [markdown]
-# Grey: single runs. Black: their mean with its 95 % interval. Dashed: before training.
-#
 # ## The same cut on video
-# Video was given the one setting that the paper reports, $\alpha$. The paper's own finding is one run a value.
+# On video we varied $\alpha$ alone, the one setting for which the paper has numbers: one run a value, of which it finds 0.5 best. **Before you look:** what would make you believe in a best $\alpha$ here, with two seeds and three tasks?
 
 # %%
 figure, axes = plots.new_figure(1, 3, (10, 2.8))
@@ -106,12 +97,19 @@ for ax, (task, ended) in zip(axes[0], cuts.items(), strict=True):
     ended = ended.rename(columns=lambda arm: arm.split()[0].partition("=")[2])
     plots.runs_by_arm(ax, ended, evidence.before(records, task, measure))
     ax.tick_params(axis="x", labelsize=8)
-    plots.labelled(ax, f"{task}: {measure}", "alpha", "share of samples" if ax is axes[0, 0] else "")
+    plots.labelled(ax, task, "alpha", evidence.axis(measure) if ax is axes[0, 0] else "")
+    if ended.notna().any(axis=None):
+        orders = ["".join(f"  {arm}" for arm in row.sort_values(ascending=False).index) for _, row in ended.dropna().iterrows()]
+        print(f"{task}: alphas from best to worst, a line a seed:", *orders, sep="\n")
 plt.show()  # alt: Accuracy against alpha in three tasks, a dot a run.
 
 # %% [markdown]
+# A best value would be the first of both lines, and of more than one task.
+#
 # ## More samples a prompt, or more trust? (H8)
-# A group of few samples has an uncertain mean, so its weight should say less: with small $G$ a smaller $\alpha$ should be better. The grid below spends the same 96 samples an iteration in 24 groups of 4, 12 of 8 or 6 of 16. The right map is about **stability**: how much the reward jerks from one iteration to the next, over the gain that the grid's mean run makes. Lower is steadier; no frames there.
+# A group of few samples has an uncertain mean, so its weight should say less: with small $G$ a smaller $\alpha$ should be better. The grid below spends the same 96 samples an iteration in 24 groups of 4, 12 of 8 or 6 of 16. H8 asks for a smaller best $\alpha$ at $G = 4$ than at $G = 16$; chance alone gives that one time in three.
+#
+# The right map is about **stability**: *oscillation*, the root mean square of second differences of the reward in training, divided by the average gain of all these runs. Here darker is worse, and there are no frames. Compare within a row only: the mean reward of 6 prompts jumps more than that of 24 by itself.
 
 # %%
 ended = evidence.so_far(plan, records, "size_alpha", "t2i", measure)
@@ -119,15 +117,15 @@ logged = evidence.curves(plan, records, "size_alpha", "t2i", "reward")
 figure, axes = plots.new_figure(1, 2, (9, 2.8))
 mean, level = evidence.grid(ended)
 plots.heat_map(axes[0, 0], mean, level)
-plots.labelled(axes[0, 0], f"{measure} after training", mean.columns.name, mean.index.name).grid(False)
+plots.labelled(axes[0, 0], f"{measure} after training", "alpha", "group size G").grid(False)
 gains = [values[:, -10:].mean() - values[:, :10].mean() for values in logged.values()]
 jerks = {arm: statistics.oscillation(values, np.mean(gains)).mean() for arm, values in logged.items()}
 steady, _ = evidence.grid(ended.iloc[:1].assign(**{arm: jerks.get(arm, np.nan) for arm in ended}))
 plots.heat_map(axes[0, 1], steady, np.zeros(steady.shape, bool), "{:.1f}")
-plots.labelled(axes[0, 1], "oscillation of the reward (no unit)", mean.columns.name, mean.index.name).grid(False)
+plots.labelled(axes[0, 1], "oscillation (no unit)", "alpha", "group size G").grid(False)
 plt.show()  # alt: Two heat maps over group size and alpha: accuracy, and oscillation of the reward.
 best = {size: row.idxmax() if row.notna().any() else None for size, row in mean.iterrows()}
-print("best alpha by group size:", best, "(H8 falls if all three are the same)")
+print(claims.told(claims.verdicts(plan, records, ["H8"])))
 
 # %% tags=["nbval-check-output"]
 values = verdicts | {"best_alpha_by_size": best, "start": None if np.isnan(start) else start}
@@ -135,15 +133,19 @@ whole = record("sensitivity", values, output, context={"measure": measure, "runs
 
 # %% [markdown]
 # ## Exercises
-# **1.** How large must a difference be before two seeds a cell can see it? Draw grids in which one cell of 15 is truly better by some multiple of the noise, and count how often any other is called worse.
+# **1.** How large must a lead be before two seeds a cell can see it? Draw grids in which one cell of 15 is truly better by some multiple of the noise, and count how many others are called worse: by Tukey's test, and by paired t tests corrected for all pairs.
 
 # %% tags=["solution", "hide-cell"]
+from itertools import combinations
+
 random = np.random.default_rng(0)
-for lead in (0, 3, 10, 30):
-    grids_drawn = random.standard_normal((40, 15, 2)) + lead * (np.arange(15) == 7)[:, None]
-    worse = np.mean([15 - statistics.level_with_best(cells).sum() for cells in grids_drawn])
-    print(f"a lead of {lead} standard deviations: {worse:.1f} of 14 cells are seen to be worse")
-# Two seeds see next to nothing. A map without frames' meaning in mind shows ridges in pure noise.
+for lead in (0, 3, 5, 10, 30):
+    drawn = random.standard_normal((40, 15, 2)) + lead * (np.arange(15) == 7)[:, None]
+    tukey = np.mean([15 - statistics.level_with_best(cells).sum() for cells in drawn])
+    pairs = [[(7 in pair, statistics.paired(*cells[list(pair)]).p) for pair in combinations(range(15), 2)] for cells in drawn]
+    t_tests = np.mean([sum(ours and p < 0.05 for (ours, _), p in zip(tests, statistics.holm([p for _, p in tests]), strict=True)) for tests in pairs])
+    print(f"a lead of {lead} standard deviations: {tukey:.1f} of 14 cells are seen to be worse, by t tests {t_tests:.1f}")
+# A pair of cells alone has one degree of freedom here; all cells together have 14 to judge the noise by. The price: it must be alike in all cells.
 
 # %% [markdown]
 # **2.** Another reward has ten times the scale. Which of the four settings must change with it?
@@ -153,16 +155,17 @@ from bpgo.objective import k_from_kappa
 
 rewards = 0.55 + 0.08 * random.standard_normal((8, 12))
 print("k for kappa = 1:", *(round(k_from_kappa(1.0, scale * rewards), 2) for scale in (1, 10)))
-# kappa need not change: k follows. alpha and beta have no unit. lambda has: CRT's exp(R) and its step of 1 see the reward's own scale.
+# kappa need not change: k follows. alpha and beta have no unit. lambda has: divided by ten it keeps slope and step of CRT in proportion. Even then CRT is
+# another function, since no setting undoes exp(10 R): rescale the reward instead.
 
 # %% [markdown]
 # ## Summary
-# - **What to set.** With rewards of this scale (about 0.1 wide) take the tiny presets' values ($\alpha = 0.5$, $\kappa = 1$, $\lambda = 5$, $\beta = 0.5$) unless a cell of these maps lies outside every doubt above them; the lines under the maps say whether one does. A setting that is level with the best needs no tuning, and tuning it on one seed is fitting noise.
-# - $\kappa$ is given per standard deviation of the rewards, so that it means the same for another reward. A $k$ in units of the reward does not (notebook 1).
-# - Compare the differences between cells with the spread between seeds before you believe in a ridge. The paper's table of $\alpha$ has one run a value.
+# - **What to set.** The lines under the first maps say whether anything speaks against the presets' values. What is level with the best was not shown to be equal; and tuning it on one seed is fitting noise.
+# - $\kappa$ is given per standard deviation of the rewards, so that it means the same for another reward. A $k$ in units of the reward does not (notebook 1). $\lambda = 5$ is for rewards about 0.1 wide; nobody has published another.
+# - Compare the differences between cells with the spread between seeds before you believe in a ridge. A map of pure noise has ridges too. The paper's table of $\alpha$ has one run a value.
 #
-# **Vary** `measure` (`held_out`, `diversity`, `reward`). **Where it breaks:** two seeds a cell, half the presets' lengths, tiny models. All four settings at once were not tried; nor was the learning rate, which matters more than any of these (see the pilots in `reproduce/results/pilots`). Cells that are missing say "not run": `make study` runs them.
+# **Vary** `measure` (`held_out`, `diversity`, `reward`). **Where it breaks:** two seeds a cell, half the presets' lengths, tiny models. All four settings at once were not tried, nor the learning rate. Cells that are missing say "not run": `make study` runs them.
 #
 # ## References
-# - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3), CRT (4), objective (5), table of alpha.
-# - Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979).
+# - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3), CRT (4), objective (5), table of $\alpha$.
+# - Tukey, Comparing individual means in the analysis of variance, Biometrics 5 (1949).

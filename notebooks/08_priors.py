@@ -15,13 +15,23 @@
 
 # %% [markdown]
 # # 8. What should a reward be compared with, and can one prior serve every task?
-# *Seconds on one CPU core: the training was done before. Half an hour to read. Read notebooks 1 and 6 first.*
+# *Seconds on one CPU core: the training was done before. Half an hour to read. Read notebooks 1, 5 and 6 first.*
 #
 # RAS trusts a group of samples whose mean reward lies above a **prior**, the reward to expect of a clear prompt. The paper takes another prior for each task: a running mean, the rewards of the untrained model, the first frame. And it leaves open how sharply trust should follow the difference, the `k` of equation 2.
 #
 # Afterwards you can say what each prior does to training, derive a prior that needs neither a task nor a `k`, and compare them all with the **ceiling**: weights made from the truth, which this small world knows.
 #
-# The first picture has all runs: a dot a run, a grey line through the runs of one seed, a bar for the mean, dashed the model before training. All arms train BPGO and differ in the prior alone.
+# The first picture has all runs: a dot a run, a grey line through the runs of one seed, a bar for the mean, dashed the model before training. All arms train BPGO:
+#
+# | arm | what a group is compared with |
+# |---|---|
+# | running mean | the mean reward of recent iterations |
+# | sft | the mean reward of the untrained model, which is the one that supervised fine-tuning (SFT) left |
+# | sft per prompt | the same, for each prompt by itself |
+# | first frame (image-to-video) | the reward of the given picture, shown as a clip that stands still |
+# | too low, too high | a constant: .35, .8 (rewards lie about .57) |
+# | empirical Bayes | a prior made in this notebook; it also sets `k` |
+# | ceiling | no prior: the weight is $1 + \alpha\,\rho$, with $\rho$ the group's true reliability (notebook 5) |
 
 # %% tags=["parameters"]
 task: str = "t2i"  # t2i, t2v or i2v
@@ -45,21 +55,23 @@ ended.insert(0, "grpo", evidence.final(plan, records, "ablation", task, measure)
 figure, [[ax]] = plots.new_figure(size=(10, 3.4))
 plots.runs_by_arm(ax, ended, evidence.before(records, task, measure))
 ax.tick_params(axis="x", labelsize=8)
-plots.labelled(ax, f"{task}: {measure} after training, a dot a run", "prior (GRPO uses none)", "share of samples")
+plots.labelled(ax, f"{task} after training, a dot a run", "prior (GRPO uses none)", evidence.axis(measure))
 plt.show()  # alt: A dot for each run by prior, lines through runs of one seed, bars for means, dashed the untrained model.
 print(evidence.state(plan, records))
 
 # %% [markdown]
 # ## One prior from the groups themselves
-# The paper reads its weight as a belief: how sure are we that this group is better than a typical one? Take that at its word. Each group $i$ has a true mean reward $\theta_i$, and these scatter around a population mean: $\theta_i \sim N(\mu, \tau^2)$. We see only $G$ samples, $R_{ij} \sim N(\theta_i, \sigma^2)$, with mean $\bar R_i$. Bayes' rule gives
+# The paper reads its weight as a belief: how sure are we that this group is better than a typical one? Take that at its word, with a model of two levels, a *hierarchy*. Each group $i$ has a true mean reward $\theta_i$, and these scatter around a population mean: $\theta_i \sim N(\mu, \tau^2)$. We see only $G$ samples, $R_{ij} \sim N(\theta_i, \sigma^2)$, with mean $\bar R_i$. Bayes' rule gives
 #
 # $$\theta_i \mid \bar R_i \;\sim\; N\!\left(\mu + B\,(\bar R_i - \mu),\; B\,\sigma^2/G\right), \qquad B = \frac{\tau^2}{\tau^2 + \sigma^2/G}.$$
 #
-# $B$ is the share of the groups' differences that is real. The belief that a group is above the population is a probability $P_i$, and the weight $w_i = 1 + \alpha\,(2P_i - 1)$. If we write the posterior as a logistic law of the same mean and variance, then $P_i = \mathrm{sigmoid}(k(\bar R_i - \mu))$ with
+# $B$ is the share of the variance of the group means that is real. The belief that a group is above the population is a probability,
 #
-# $$k = \frac{\pi}{\sqrt 3}\,\frac{\sqrt{B\,G}}{\sigma}, \qquad R_\mathrm{prior} = \mu.$$
+# $$P_i = P(\theta_i > \mu \mid \bar R_i) = \Phi\!\left(\frac{\sqrt{B\,G}}{\sigma}\,(\bar R_i - \mu)\right) \approx \mathrm{sigmoid}\big(k\,(\bar R_i - \mu)\big), \qquad k = \frac{\pi}{\sqrt 3}\,\frac{\sqrt{B\,G}}{\sigma}.$$
 #
-# **That is equation 2**, with nothing left to choose: $\mu$, $\tau$ and $\sigma$ come from the groups that training sees, averaged as it goes (`prior.kind=empirical_bayes`). RAS with a fixed `k` is the case in which these moments are known beforehand and never change.
+# On the right a logistic law takes the normal one's place, with the same mean and variance; the two differ by less than .023. The paper's weight $w_i = 1 + \alpha\,(2P_i - 1)$ **is then equation 2**, with $R_\mathrm{prior} = \mu$. Nothing is left to choose but $\alpha$. A "typical" group is now the mean of all prompts, clear or not. RAS with a fixed `k` is the case in which these moments are known beforehand and never change (and `k` is below $\pi\sqrt{G/3}/\sigma$, since $B \le 1$).
+#
+# We estimate $\sigma^2$ by the mean variance within groups, $\mu$ by the mean of the group means, and $\tau^2$ by the variance of the group means less $\sigma^2/G$, or 0 if that is negative. Each of the three is averaged as training goes: nine tenths of the past, one tenth of the new batch (`prior.kind=empirical_bayes`).
 #
 # **Before you look:** what should happen to the weights if the groups differ by no more than chance? If every reward is multiplied by ten? If $G$ grows?
 
@@ -79,38 +91,45 @@ def weigh(rewards):  # by equation 2, with the hierarchy's mean and k
 
 # %%
 figure, axes = plots.new_figure(1, 3, (10, 3.0), sharey=True)
-shown = {"chance alone differs": [(12, 0.0, "-"), (12, 0.02, "--"), (12, 0.1, ":")],
-         "more samples": [(4, 0.02, "-"), (12, 0.02, "--"), (48, 0.02, ":")]}  # fmt: skip
+shown = {"differences: none to large": [(12, 0.0, "-"), (12, 0.02, "--"), (12, 0.1, ":")],
+         "samples: few to many": [(4, 0.02, "-"), (12, 0.02, "--"), (48, 0.02, ":")]}  # fmt: skip
 for ax, (title, settings) in zip(axes[0], shown.items(), strict=False):
     for size, tau, dashes in settings:
         means = groups(size, tau).mean(1)
         ax.plot(means.sort().values - means.mean(), weigh(groups(size, tau))[means.argsort()], dashes, color="black", label=f"G = {size}, tau = {tau}")
     plots.labelled(ax, title, "group mean - population mean", "weight w")
 rewards = groups(12, 0.05)
-for scale, colour, size in ((1, "black", 30), (10, "white", 3)):
-    axes[0, 2].scatter(rewards.mean(1) - rewards.mean(), weigh(scale * rewards), s=size, color=colour, label=f"rewards x {scale} ({colour})")
-plots.labelled(axes[0, 2], "another scale", "group mean - population mean", "weight w")
+for scale, look in ((1, {"s": 40, "facecolors": "none", "edgecolors": "0.5"}), (10, {"s": 30, "marker": "x", "color": "black", "linewidths": 0.7})):
+    axes[0, 2].scatter((rewards.mean(1) - rewards.mean())[:60], weigh(scale * rewards)[:60], label=f"rewards x {scale}", **look)
+plots.labelled(axes[0, 2], "rewards x 1 and x 10", "group mean - population mean (x 1)", "weight w")
 for ax in axes[0]:
     ax.legend(frameon=False, fontsize=8)
 plt.show()  # alt: Weight against the group mean's distance from the population mean: flat without real differences, steeper with more samples, the same for rewards of any scale.
-mean, spread, within = group_moments(rewards)
-print(f"k = {posterior_sharpness(spread - within / 12, within, 12):.1f} for rewards as they are, a tenth of it for ten times the rewards")
+for scale in (1, 10):
+    mean, spread, within = group_moments(scale * rewards)
+    print(f"rewards x {scale}: k = {posterior_sharpness(spread - within / 12, within, 12):.1f}")
+few = [weigh(groups(12, 0.0)[8 * i : 8 * i + 8]) for i in range(50)]
+apart = np.array([(w.max() - w.min()).item() for w in few])
+print(f"no real differences, 8 groups as in an iteration: weights all 1 in {(apart == 0).sum()} of 50 draws; in the others they lie {apart[apart > 0].mean():.2f} apart")
 
 # %% [markdown]
-# Where only chance differs, all weights are 1: this prior falls back to GRPO by itself. With more samples it becomes surer, up to a step. And the scale of the reward does not matter, which a fixed `k` cannot say.
+# Where only chance differs, the weights should all be 1. In the first panel they are, since the estimate of $\tau^2$ from these 400 groups is cut off at 0. With the 8 groups of one iteration that happens in about six of ten draws; in the others chance passes for a difference, and the weights lie far apart. That is why the moments are averaged over iterations. With more samples the belief becomes surer. The scale of the reward does not matter; $\kappa$ manages that too (notebook 1), but does not follow $G$ and the share of real differences.
 #
-# ## Is one prior enough? Is any? (H9, H10)
-# Each line compares an arm with GRPO, paired by seed, with its 95 % interval; `p` is corrected for the number of lines. The ceiling weighs each group by how well its reward agrees with the truth. If even the ceiling is not above GRPO, little can be hoped of a prior that only guesses at the same.
+# ## Is one prior enough? Is any? (H9, H10, H11)
+# Each line compares an arm with GRPO, paired by seed, with its 95 % interval; `p` is corrected for the number of lines. The ceiling is the best weight that we know how to make, not a strict bound: another arm may come out above it by chance.
+#
+# **Before you look:** a prior that is too high weighs every group down. Should that stop learning, if the optimiser (AdamW) rescales its gradients?
 
 # %%
 table = evidence.compare(ended, "grpo")
 print(table.round(3).to_string())
-own = evidence.compare(ended.drop(columns="grpo"), claims.OWN_PRIOR[task])
-print("\nempirical Bayes less the paper's own prior:", own.loc["empirical_bayes"].iloc[4:7].round(3).to_dict(), "n =", int(own.loc["empirical_bayes", "n"]))
+print("\nby the plan's measure, in all tasks:", claims.told(claims.verdicts(plan, records, ["H9", "H10", "H11"])), sep="\n")
 
 # %% [markdown]
 # ## What did the weights do?
-# The largest and smallest weight of each iteration, means over seeds. A prior set too high weighs every group down, which only makes the steps smaller; one set too low weighs all of them up. Neither tells groups apart.
+# The largest and smallest weight of each iteration, means over seeds; dotted, $1 \pm \alpha$. A factor that all weights share hardly matters: AdamW divides it out, and only the balance with CRT, which the weight does not multiply, changes. So look at the *width* of a band: it is what tells groups apart. CRT uses the same prior: under one that is too high no reward passes, and its step is gone.
+#
+# **Before you look:** which prior gives the widest band? Does a wide band go with a good place in the table above?
 
 # %%
 low, high = (evidence.curves(plan, records, f"priors_{task}", task, f"weight_{end}") for end in ("min", "max"))
@@ -118,12 +137,16 @@ figure, axes = plots.new_figure(1, max(1, len(low)), (1.9 * max(2, len(low)), 2.
 for ax, arm in zip(axes[0], low, strict=False):
     at = np.arange(1, low[arm].shape[1] + 1)
     ax.fill_between(at, low[arm].mean(0), high[arm].mean(0), color="0.6", linewidth=0)
-    ax.axhline(1, color="black", lw=1, ls="--")
+    for level, dashes in ((1, "--"), (0.5, ":"), (1.5, ":")):
+        ax.axhline(level, color="black", lw=1, ls=dashes)
     plots.labelled(ax, arm.replace("_", " "), "iteration", "weight w" if ax is axes[0, 0] else "")
 plt.show()  # alt: Range of weights against iterations, a panel a prior.
 
+# %% [markdown]
+# Empirical Bayes weighs much harder than $\kappa = 1$ does. So H9 compares two things at once, where the prior lies and how sharp it is; its prior with the same $\kappa$ was not run.
+
 # %% tags=["nbval-check-output"]
-values = {arm: {"n": int(row["n"]), "mean": row["mean"], "difference": row["- grpo"]} for arm, row in table.iterrows()}
+values = {arm: {"n": int(row["n"]), "mean": row["mean"], "difference": round(row["- grpo"], 6)} for arm, row in table.iterrows()}
 values = {arm: {k: None if np.isnan(v) else v for k, v in row.items()} for arm, row in values.items()}
 whole = record("priors", values, output, context={"task": task, "measure": measure, "runs": len(records)})
 
@@ -141,15 +164,16 @@ for tau, size in ((0.0, 12), (0.05, 12), (0.05, 10_000)):
 
 # %% tags=["solution", "hide-cell"]
 print("weights:", *(f"{w:.4f}" for w in ras_weights(groups(12, 0.02)[:4], 2.0, 1.0, 12.0)))
-# Nothing: every group is weighed down to zero, and training stands still. With alpha = 0.5 half of it would be left, the same for all.
+# Of RAS nothing: every group is weighed down to zero. Of BPGO the CRT term is left, since w does not multiply it; it has lost its step, as no reward passes
+# the prior. With alpha = 0.5 half of RAS would be left, the same for all.
 
 # %% [markdown]
 # ## Summary
-# - The paper's own reading of its weight, taken at its word, gives equation 2 *and* its two free quantities.
+# - The paper's own reading of its weight, taken at its word, gives equation 2, and with it both of its free quantities, $k$ and the prior. $\alpha$ stays free.
 # - The prior of the hierarchy has the right limits: no differences, no trust; any scale, the same trust; more samples, surer trust.
-# - Whether any of it helps training is what the table says, for this task and as far as the runs go that are there. Look at the ceiling first.
+# - Whether any of it helps training is what the lines under the table say, for this task and as far as the runs go that are there. Look at the ceiling (H10) first.
 #
-# **Vary** `task`, `measure`. **Where it breaks:** the hierarchy asks whether a group's reward is *high*, as RAS does. That a high reward is also a *reliable* one is an assumption, which H5 of `reproduce/PLAN.md` is to test. Groups of very unequal spread share one $\sigma$ here.
+# **Vary** `task`, `measure`. **Where it breaks:** the hierarchy asks whether a group's reward is *high*, as RAS does. That a high reward is also a *reliable* one is an assumption, which notebook 5 tests. Groups of very unequal spread share one $\sigma$ here.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3).

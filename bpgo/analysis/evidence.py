@@ -22,6 +22,9 @@ RESULTS = CHECKOUT / "reproduce" / "results" / "study"
 # Parts of the package that move no number of a run.
 APART = {"analysis", "preflight.py", "memory.py", "published.py", "card.py", "bench.py", "records.py", "guards.py", "__main__.py"}
 
+UNITS = {"accuracy": "share of samples", "accuracy_specified": "share of samples", "truth": "share of attributes",
+         "diversity": "1: the world's own"}  # fmt: skip
+
 
 def read(folder: str | Path = "") -> tuple[pd.DataFrame, dict[str, dict]]:
     """The plan (a row a planned run: experiment, task, arm, seed, run) and the records there are, by run. folder: another place of results.
@@ -91,6 +94,13 @@ def curves(plan: pd.DataFrame, records: dict, experiment: str, task: str, name: 
     return {arm: np.array(values, dtype=float) for arm, values in found.items()}
 
 
+def less(plan: pd.DataFrame, records: dict, experiment: str, task: str, name: str, arm: str, base: str) -> np.ndarray:
+    """What each iteration of training logged under a name, of an arm less `base`, by seed: (seeds that both have, iterations)."""
+    rows = plan[(plan["experiment"] == experiment) & (plan["task"] == task)].pivot(index="seed", columns="arm", values="run")
+    pairs = [(records[a], records[b]) for a, b in zip(rows[arm], rows[base], strict=True) if a in records and b in records]
+    return np.array([np.subtract(*(run["curves"][name] for run in pair)) for pair in pairs], dtype=float)
+
+
 def pace(plan: pd.DataFrame, records: dict, experiment: str, task: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """How fast and how restless the training reward of each arm is: arm -> (early, oscillation), each (seeds,), no unit.
 
@@ -121,6 +131,11 @@ def reaching(plan: pd.DataFrame, records: dict, experiment: str, task: str) -> p
             target, at = own["grpo"][-width:].mean(), np.arange(1, len(own["grpo"]) + 1)
             found[seed] = {arm: first_reaching(at, curve, target, width) for arm, curve in own.items()}
     return pd.DataFrame.from_dict(found, orient="index", columns=list(dict.fromkeys(rows["arm"])), dtype=float)
+
+
+def axis(measure: str) -> str:
+    """A measure with its unit, to label an axis."""
+    return f"{measure}\n({UNITS.get(measure, 'no unit')})"
 
 
 def before(records: dict, task: str, measure: str) -> float:
