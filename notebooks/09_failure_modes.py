@@ -17,9 +17,18 @@
 # # 9. How does BPGO fail when the reward does, and would you notice?
 # *Seconds on one CPU core: the training was done before. Twenty minutes to read. Read notebooks 1 and 6 first.*
 #
-# A reward model is wrong in ways that nobody chose. Here it is made wrong on purpose, in eight ways, while the oracle keeps measuring the truth: noise on ambiguous prompts only, noise everywhere, heavy tails, the order turned round for a fifth of the samples, a liking for red, ten times the scale, an origin of -4, and saturation above the mean. Noise has twice the spread of the reward unless another level is named.
+# A reward model is wrong in ways that nobody chose. Here it is made wrong on purpose, in eight ways, while the oracle keeps measuring the truth. Sizes are in standard deviations of the reward:
 #
-# Afterwards you can tell which wrong rewards each part of BPGO withstands, and which logged number gives each failure away.
+# | name | what is done to the reward |
+# |---|---|
+# | noise, noise ambiguous | 2 of normal noise on every sample, or only where the prompt leaves something open |
+# | heavy tails | .5 times Cauchy's noise, cut off at 50: mostly small, now and then huge |
+# | flipped | a fifth of the samples have their order turned round |
+# | biased | a liking for red: 2 for a picture of which a tenth is red |
+# | stretched, shifted | ten times the scale; an origin of -4 |
+# | saturated | cut off at the mean: the better half cannot be told apart |
+#
+# Afterwards you can tell which wrong rewards each part of BPGO withstands, and which failures a logged number gives away and which it does not.
 #
 # The first picture is the whole experiment on text-to-image: a row an objective, a column a corruption, in each cell the accuracy that training with the wrong reward leaves. The first column is the reward as it is. Darker is better.
 
@@ -33,7 +42,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from bpgo.analysis import evidence, plots, statistics
+from bpgo.analysis import claims, evidence, plots, statistics
 from bpgo.records import record
 
 plan, records = evidence.read(results)
@@ -44,15 +53,15 @@ mean = evidence.grid(ended)[0].loc[objectives]
 shown = pd.concat([clean.mean().rename("clean"), mean], axis=1)
 figure, [[ax]] = plots.new_figure(size=(10, 2.6))
 plots.heat_map(ax, shown.set_axis([name.replace("_", "\n") for name in shown], axis=1), np.zeros(shown.shape, bool))
-plots.labelled(ax, f"t2i: {measure} after training, mean of {len(ended)} seeds (before training {start:.2f})", "", "objective").grid(False)
+plots.labelled(ax, f"{measure} after training, mean of {len(ended)} seeds (before training {start:.2f})", "reward", "objective").grid(False)
 plt.show()  # alt: Heat map of accuracy after training: four objectives by nine kinds of reward, from clean to saturated.
 print(evidence.state(plan, records))
 
 # %% [markdown]
-# **Before you read on:** multiplying all rewards by ten, or moving their origin, carries no information. Which objectives should not care at all (notebook 1)? Which column should hurt RAS least?
+# **Before you read on:** ten times the scale, or another origin, changes nothing in what a reward says. Which objectives should not notice (notebook 1)? And against which noise could RAS help: everywhere, or on ambiguous prompts only?
 #
 # ## Does RAS protect, does CRT amplify? (H12)
-# For each corruption: how much of the accuracy is lost against the same seed with the clean reward, and how much more or less that is than GRPO loses. With two seeds an interval is wide; a difference must be large to stand out of it. Positive means: loses more than GRPO.
+# H12 says: under noise on ambiguous prompts RAS loses less than GRPO; under noise CRT loses more than GRPO, and BPGO less than CRT. *Lost* is the accuracy of the clean run of the same seed less that of the run with the wrong reward: negative, if the wrong reward did better. Each row shows what an objective lost, and how much more that is than GRPO lost. With two seeds an interval is 12.7 standard errors wide on each side, and hardly ever leaves 0 out; so it is left to the verdict.
 
 # %%
 losses, rows = {}, []
@@ -60,18 +69,26 @@ for name in mean:
     lost = pd.DataFrame({o: clean[o] - ended[f"name={o} corruption={name}"] for o in objectives})
     losses[name] = lost
     for arm in objectives[1:]:
-        more = statistics.paired(lost[arm].to_numpy(), lost["grpo"].to_numpy()).difference
-        rows.append({"corruption": name, "objective": arm, "n": more.n, "lost": lost[arm].mean(), "GRPO lost": lost["grpo"].mean(),
-                     "more than GRPO": more.mean, "from": more.low, "to": more.high})  # fmt: skip
+        more = lost[arm] - lost["grpo"]
+        rows.append({"corruption": name, "objective": arm, "n": int(more.notna().sum()), "lost": lost[arm].mean(), "GRPO lost": lost["grpo"].mean(),
+                     "more than GRPO": more.mean(), "seed by seed": " ".join(f"{x:+.3f}" for x in more.dropna())})  # fmt: skip
 table = pd.DataFrame(rows).set_index(["corruption", "objective"])
 print(table.round(3).to_string())
-pooled = {arm: statistics.paired(*(np.concatenate([lost[o] for lost in losses.values()]) for o in (arm, "grpo"))).difference for arm in objectives[1:]}
+pooled = {arm: statistics.bootstrap_mean(np.mean([lost[arm] - lost["grpo"] for lost in losses.values()], axis=0)) for arm in objectives[1:]}
 for arm, more in pooled.items():
-    print(f"over all corruptions {arm} loses {more.mean:+.3f} ({more.low:+.3f} to {more.high:+.3f}, {more.n} pairs, not independent) more than GRPO")
+    print(f"over all corruptions {arm} loses {more.mean:+.3f} ({more.low:+.3f} to {more.high:+.3f}, n = {more.n} seeds) more than GRPO")
+same = [losses[c][o].abs() for c, o in [("shifted", o) for o in objectives] + [("stretched", "grpo"), ("stretched", "ras")]]
+print(f"where an objective cannot notice the corruption, accuracy moved by {np.nanmean(same):.3f} on average, and {np.nanmax(same):.3f} at most")
+print("\nby the plan's measure:", claims.told(claims.verdicts(plan, records, ["H12"])), sep="\n")
+
+# %% [markdown]
+# The last but one line is the scatter of the whole experiment. GRPO, and RAS with $\kappa$, see neither scale nor origin; CRT sees scale, because of $\exp(R)$, and not the origin, as long as its prior moves along (exercise 2). There only rounding separates a run from the clean one, and still they end apart: training multiplies rounding. A smaller loss than that says nothing.
+#
+# The measure counts prompts that leave nothing open. Noise on ambiguous prompts reaches them only through the weights that all prompts share; what it does to its own prompts shows in `measure = "diversity"`.
 
 # %% [markdown]
 # ## How much noise is too much?
-# Noise everywhere, from none to four times the reward's spread. Where a line falls to the dashed one, training teaches nothing about the truth any more.
+# Noise everywhere, from none to four times the reward's spread. A mean at the dashed line is no gain on average; single runs get there without any noise. **Before you look:** at which level do you expect no gain?
 
 # %%
 levels, noisy = [0.0, 0.5, 1.0, 2.0, 4.0], evidence.so_far(plan, records, "failure_levels", "t2i", measure)
@@ -83,36 +100,50 @@ for shift, arm in ((-0.03, "grpo"), (0.03, "bpgo")):
     ax.plot(levels, [np.nanmean(x) if np.isfinite(x).any() else np.nan for x in runs], color=style["color"], linestyle=style["linestyle"], label=style["label"])
 ax.axhline(start, color="0.4", linestyle="--", label="before training")
 ax.legend(frameon=False, fontsize=9)
-plots.labelled(ax, "a mark a run, a line the mean", "noise, in standard deviations of the reward", f"{measure}\n(share of samples)")
+plots.labelled(ax, "a mark a run, a line the mean", "noise, in standard deviations of the reward", evidence.axis(measure))
 plt.show()  # alt: Accuracy against the level of noise for GRPO and BPGO, a mark a run, dashed the untrained model.
 
 # %% [markdown]
 # ## The gradient under a wrong reward
-# Does CRT make the gradient explode when the reward has outliers? Every group is divided by its own spread, so no advantage can exceed $(G-1)/\sqrt G$. What can happen is that a single sample carries its group. Left, the variation of the gradient's norm from iteration to iteration (its standard deviation over its mean). In the middle, the effective sample size, of $G = 12$: about 7.6 for normal rewards, 3.7 when it is one sample against the rest. Right, how RAS reacts: largest less smallest weight of an iteration, 0 without RAS and at most $2\alpha = 1$. The raw arms (H13) have no group normalisation: rewards and transformed rewards are divided by the spread of the whole batch.
+# Does CRT make the gradient explode when the reward has outliers? Every group is divided by its own spread, so no advantage can exceed $(G-1)/\sqrt G$. What can happen is that a single sample carries its group. H13 says that without this division CRT leans on fewer samples, or the gradient's norm varies more. The raw arms, below the line, are without it: rewards and transformed rewards are divided by the spread of the whole batch.
+#
+# - Left: how much the gradient's norm varies from iteration to iteration (standard deviation over mean).
+# - Next: the largest norm of a run, over the median of the clean GRPO run of the same seed. This would show an explosion.
+# - Next: the *effective sample size*, $(\sum|A|)^2 / \sum A^2$ of a group's $G = 12$ advantages: how many samples carry it. Dotted: 7.6 for normal rewards, 3.7 for one sample against the rest.
+# - Right, how RAS reacts: largest less smallest weight of an iteration, 0 without RAS and at most $2\alpha = 1$.
 
 # %%
 logged = {name: evidence.curves(plan, records, "failure_modes", "t2i", name) for name in ("grad_norm", "effective_sample_size", "weight_max", "weight_min")}
 for name, found in logged.items():
-    found |= {f"name={o} corruption=clean": v[:2] for o, v in evidence.curves(plan, records, "ablation", "t2i", name).items()}
+    found |= {f"name={o} corruption=clean": v[: len(clean)] for o, v in evidence.curves(plan, records, "ablation", "t2i", name).items()}
     found |= {arm.replace("none", "clean"): v for arm, v in evidence.curves(plan, records, "failure_normalisation", "t2i", name).items()}
 arms = [f"name={o} corruption={c}" for c in ("clean", "heavy_tails") for o in objectives]
 arms += [f"name={o} rule=raw corruption={c}" for c in ("clean", "heavy_tails") for o in ("crt", "bpgo")]
-figure, axes = plots.new_figure(1, 3, (10, 3.4), sharey=True)
+figure, axes = plots.new_figure(1, 4, (12, 3.4), sharey=True)
+usual = np.median(logged["grad_norm"]["name=grpo corruption=clean"], axis=1)
 for y, arm in enumerate(arms):
     norm, size, largest, least = (found.get(arm, np.full((1, 2), np.nan)) for found in logged.values())
-    for ax, runs in zip(axes[0], (norm.std(1) / norm.mean(1), size.mean(1), (largest - least).mean(1)), strict=True):
-        ax.plot(runs, np.full(len(runs), y), "o", color="black")
+    jump = norm.max(1) / usual[: len(norm)]
+    for ax, runs in zip(axes[0], (norm.std(1) / norm.mean(1), jump, size.mean(1), (largest - least).mean(1)), strict=True):
+        ax.plot(runs, np.full(len(runs), y), "o", color="black", markersize=5)
 words = [arm.replace("name=", "").replace("corruption=", "").replace("rule=", "").replace("_", " ") for arm in arms]
 axes[0, 0].set_yticks(range(len(arms)), words)
 axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
-plots.labelled(axes[0, 0], "a dot a run", "variation of the gradient's norm (no unit)")
-plots.labelled(axes[0, 1], "", "effective sample size (of 12)")
-plots.labelled(axes[0, 2], "", "largest less smallest weight")
-plt.show()  # alt: For each objective and reward: variation of the gradient's norm, effective sample size, and range of weights, a dot a run.
+names = ["variation of\nthe gradient's norm", "largest norm /\nGRPO's usual one", "effective sample size\n(of 12)", "largest less\nsmallest weight"]
+for ax, name, right in zip(axes[0], names, (None, None, 12, 1), strict=True):
+    ax.axhline(len(arms) - 4.5, color="black", linewidth=1)
+    ax.set_xlim(0, right)
+    plots.labelled(ax, "a dot a run" if ax is axes[0, 0] else "", name)
+for x in (4 * 11 / 12, 24 / np.pi):
+    axes[0, 2].axvline(x, color="black", linestyle=":")
+plt.show()  # alt: For each objective and reward: variation of the gradient's norm, its largest value, effective sample size, and range of weights, a dot a run.
+print(claims.told(claims.verdicts(plan, records, ["H13"])))
 
 # %% [markdown]
 # ## Three failures, provoked (H14)
-# The paper names oscillation ($\lambda$ or $\beta$ too large), stagnation (a prior so high that every group is weighted down) and misalignment (a biased reward, amplified). Each is provoked here, next to a healthy run, to see which logged number shows it. The last column has what the trainer's guards said, with the iteration (`bpgo.guards`; `guards: false` silences them).
+# The paper names oscillation ($\lambda$ or $\beta$ too large), stagnation (a prior so high that every group is weighted down) and misalignment (a biased reward, amplified). The runs below were meant to provoke each: $\lambda = 100$ and $\beta = 8$; RAS with $\alpha = 1$, $\kappa = 3$ and a prior of 1.5; a liking for red of 4. H14 says that each shows in a logged number. `reward`, `held-out` and `truth` are changes from start to end, evaluated with the right reward; `oscillation` is that of the reward in training, as it was made (second differences, in the reward's unit). The last column has what the trainer's guards said, with the iteration.
+#
+# **Before you look:** which of the three do you expect to see in the reward alone?
 
 # %%
 rows = []
@@ -123,32 +154,43 @@ for arm in ("healthy", "oscillation", "stagnation", "misalignment"):
         first, last = r["evaluations"][0], r["evaluations"][-1]
         said = ", ".join(f"{w['guard']} at {w['iteration']}" for w in r["warnings"]) if "warnings" in r else "older than the guards"
         rows.append({"failure": arm, "seed": r["seed"], "reward": last["reward"] - first["reward"], "held-out": last["held_out"] - first["held_out"],
-                     "truth": last[measure] - first[measure], "jerk": statistics.oscillation(curve["reward"], 1.0),
+                     "truth": last[measure] - first[measure], "oscillation": statistics.oscillation(curve["reward"], 1.0),
                      "weight": curve["weight_mean"].mean(), "samples": curve["effective_sample_size"].mean(), "guards": said or "silent"})  # fmt: skip
 signs = pd.DataFrame(rows)
-print("changes from start to end (reward, held-out, truth), means over training (weight, effective samples):")
 print(signs.round(3).to_string(index=False) if rows else "not run: make study ARGS='all signatures'")
+print(claims.told(claims.verdicts(plan, records, ["H14"])))
 
 # %% [markdown]
 # ## Are the guards worth listening to?
-# All recorded runs that had guards, by what was done to the reward. *Provoked* are runs with a right reward and settings made to fail. A guard that speaks in most clean runs is noise; one that is silent under a wrong reward is no help. Every number counts runs; `lost` ended below the accuracy that they started from. (Over-optimisation is looked for in evaluations, which here use the reward as it was before it was made wrong.)
+# The trainer has three guards, each a warning by name (`bpgo.guards`; `guards: false` silences them):
+#
+# - **stagnation**: for ten iterations RAS has weighted every group down, by a tenth on average, or most groups had no two different rewards.
+# - **concentration**: for ten iterations the effective sample size has been nearer to 3.7 than to 7.6 (for $G = 12$).
+# - **over-optimisation**: a held-out reward has fallen by three standard errors since an earlier evaluation, while the trained one has risen.
+#
+# None watches for oscillation. Below are all recorded runs that had guards, by what was done to them; every number counts runs, and `lost` are those that ended below the accuracy that they started from. A warning in a run that learns is a false alarm; silence in one that does not is a miss. Over-optimisation cannot be seen in this table: these runs are evaluated with the right reward.
 
 # %%
 rows, arms = [], plan["arm"]
-provoked = set(plan["run"][arms.isin(["too_high", "oscillation", "stagnation"]) | arms.str.contains("rule=raw corruption=none")])
+kinds = dict(zip(plan["run"], arms, strict=True))
+provoked = {run: arm.replace("_", " ") for run, arm in kinds.items() if arm in ("too_high", "oscillation", "stagnation")}
+provoked |= {run: "raw" for run, arm in kinds.items() if "rule=raw corruption=none" in arm}
 for r in records.values():
     if "warnings" in r:
-        wrong = "provoked" if r["run"] in provoked else r["settings"].get("corruption") or "clean"
+        wrong = provoked.get(r["run"]) or r["settings"].get("corruption") or "clean"
         names = {w["guard"] for w in r["warnings"]}
         lost = r["evaluations"][-1][measure] < r["evaluations"][0][measure]
-        rows.append({"reward": wrong if wrong != "none" else "clean", "runs": 1, "lost": lost}
+        rows.append({"runs of": wrong if wrong != "none" else "clean", "runs": 1, "lost": lost}
                     | {guard: guard in names for guard in ("stagnation", "concentration", "over-optimisation")})  # fmt: skip
-heard = pd.DataFrame(rows).groupby("reward").sum() if rows else pd.DataFrame()
+heard = pd.DataFrame(rows).groupby("runs of").sum() if rows else pd.DataFrame()
 print(heard.astype(int).to_string() if rows else "no run recorded with guards yet")
+if rows:
+    spoke = pd.DataFrame(rows).assign(any=lambda t: t[["stagnation", "concentration", "over-optimisation"]].any(axis=1))
+    print(f"guards spoke in {(spoke['any'] & spoke['lost']).sum()} of {spoke['lost'].sum()} runs that lost accuracy, "
+          f"and in {(spoke['any'] & ~spoke['lost']).sum()} of {(~spoke['lost']).sum()} that did not")  # fmt: skip
 
 # %% tags=["nbval-check-output"]
-values = {"losses": {arm: {"more": m.mean, "low": m.low, "high": m.high, "pairs": m.n} for arm, m in pooled.items()}}
-values["guards"] = {name: {k: int(v) for k, v in row.items()} for name, row in heard.iterrows()}
+values = {"losses": {arm: {"more": m.mean, "low": m.low, "high": m.high, "seeds": m.n} for arm, m in pooled.items()}}
 values["losses"] = {arm: {k: None if np.isnan(v) else v for k, v in row.items()} for arm, row in values["losses"].items()}
 whole = record("failure_modes", values, output, context={"measure": measure, "runs": len(records)})
 
@@ -163,7 +205,7 @@ from bpgo.objective import effective_sample_size
 
 pair, one = torch.zeros(1, 12), torch.full((1, 12), -1 / 11)
 pair[0, :2], one[0, 0] = torch.tensor([1.0, -1.0]), 1.0
-print("one against all:", effective_sample_size(one).item(), " one against one:", effective_sample_size(pair).item())
+print(f"one against all: {effective_sample_size(one).item():.2f}, one against one: {effective_sample_size(pair).item():.2f}")
 # No: two outliers, one on each side, leave 2. Advantages sum to zero, so there are always at least two.
 
 # %% [markdown]
@@ -181,9 +223,9 @@ for name in objectives:
 
 # %% [markdown]
 # ## Summary
-# - Scale and origin: GRPO and RAS with $\kappa$ do not see them; CRT does, because of $\exp(R)$ (notebook 1). The first picture shows whether that costs anything.
+# - GRPO, and RAS with $\kappa$, see neither scale nor origin; CRT sees the scale. Runs that differ by rounding alone end apart, and by how much is the least that a loss must exceed.
 # - RAS weighs whole groups by how high their reward is. It can help against noise only where noisy groups have low means; a reward that is wrong and high is trusted more. That is the paper's misalignment.
-# - The guards read only what every run logs. Over-optimisation needs a held-out reward: set `evaluation.held_out`, or nothing can see it.
+# - The guards see what they were made for, a prior above all groups and groups that follow one sample; they do not see a reward that is merely wrong. Whether a warning means a loss, the last line of the last table says. Over-optimisation needs a held-out reward: set `evaluation.held_out`, or nothing can see it.
 #
 # **Vary** `measure` (`held_out`, `diversity`, `accuracy`). **Where it breaks:** two seeds, text-to-image only, corruptions of known shape; real reward models fail in several of these ways at once. Cells that are missing say "not run": `make study` runs them.
 #

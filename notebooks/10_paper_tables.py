@@ -16,11 +16,13 @@
 # # 10. Which of the paper's results can be seen here, and which cannot?
 # *Seconds on one CPU core: the training was done before. Half an hour to read. Read notebook 6 first.*
 #
-# The paper compares BPGO with GRPO and with the model before training, in three tasks, from one training run a row. Here its tables stand beside ours: tiny models in a small world, several seeds, intervals. A third column is for runs of the published models, found in the folder `runs`; without any it says **not run**.
+# The paper compares BPGO with GRPO and with the model before training, in three tasks, from one training run a row. Here its tables stand beside ours: tiny models in a small world, several seeds, intervals. A third column, *paper scale*, is for your own runs of the models that the paper trains (FLUX, Wan), found in the folder `runs`. We have none, so it says **not run**.
+#
+# The paper's numbers were copied from a summary of it, not from its pages, and may hold errors of copying (`reproduce/paper/README.md`). Exercise 3 shows what one digit can do.
 #
 # Afterwards you can say which of the paper's statements were tested here, and what must not be concluded from columns side by side.
 #
-# The first picture has everything on one scale: how far GRPO and BPGO moved from the untrained model, in units of GRPO's own move. So GRPO lies at +1 or -1. A diamond right of the dotted line beats no training; right of the black dot, GRPO.
+# The first picture has everything on one scale: how far GRPO and BPGO moved from the untrained model, in units of GRPO's own move. So GRPO lies at +1 or -1. A diamond right of the dotted line beats no training; right of the black dot, GRPO. GRPO's own move stands at the right edge: where it is tiny, this unit magnifies whatever BPGO did. An arrow marks what lies outside.
 
 # %% tags=["parameters"]
 results: str = ""  # folder of the study's results; empty, those of the repository
@@ -30,8 +32,9 @@ output: str = ""  # folder for the record; empty, none is written
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 
-from bpgo.analysis import evidence, paper, plots, statistics
+from bpgo.analysis import claims, evidence, paper, plots, statistics
 from bpgo.records import aligned, record
 
 plan, records = evidence.read(results)
@@ -67,7 +70,12 @@ for ax, task in zip(axes[0], TASKS, strict=True):
                 continue
             x, low, high = np.array(one[:3]) / abs(move["grpo"].mean)
             ax.plot([low, high], [y + shift] * 2, color=style["color"], linewidth=2)
-            ax.plot(x, y + shift, color=style["color"], marker=style["marker"], linestyle="", label=style["label"])
+            inside = abs(x) <= 3
+            marker = style["marker"] if inside else "$\\rightarrow$" if x > 0 else "$\\leftarrow$"
+            label = style["label"] if inside else None
+            ax.plot(np.clip(x, -2.9, 2.9), y + shift, color=style["color"], marker=marker, markersize=6 if inside else 12, linestyle="", label=label)
+        if move["grpo"].n:
+            ax.text(3.05, y, f"{move['grpo'].mean:+.3f}", va="center", fontsize=8)
     ax.axvline(0, color="black", linestyle=":")
     for y in (sum(":" not in row for row in rows), len(rows) - 1):
         ax.axhline(y - 0.5, color="0.4", linewidth=1)
@@ -75,20 +83,28 @@ for ax, task in zip(axes[0], TASKS, strict=True):
     ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-3, 3))
     plots.labelled(ax, task, "move from the untrained model / size of GRPO's")
 handles = dict(zip(*axes[0, 0].get_legend_handles_labels()[::-1], strict=True))
-axes[0, 0].legend(handles.values(), handles, frameon=False, fontsize=9, loc="upper left")
+figure.legend(handles.values(), handles, frameon=False, fontsize=9, loc="outside upper right", ncols=2)
 plt.show()  # alt: Moves of GRPO and BPGO from the untrained model, published and ours, in units of GRPO's move, for three tasks.
 print(evidence.state(plan, records))
 
 # %% [markdown]
-# Upper rows: published, one run each, so without intervals. Below: ours, with 95 % intervals over the `n` seeds that both methods have, cut off at 3 units. The unit, our GRPO's mean move, is taken as known exactly.
+# Upper rows: published, one run each, so without intervals. Below: ours, with 95 % intervals over the `n` seeds that both methods have. The unit, our GRPO's mean move, is taken as known exactly. For all marks higher is better:
 #
-# **Before you read on:** in which of the published rows is GRPO worse than no training? Where is BPGO? Three things are easily missed:
+# - VideoCLIP-XL: how well a clip fits a long text. The videos are trained on it.
+# - VideoAlign: a model that answers like human raters; *TA* is its text alignment, *overall* adds looks and motion.
+# - Qwen3-VL-Embedding: fit of text and picture by a large language model's embedding.
+# - HPSv2 (trained on), PickScore, ImageReward: three models of which picture people prefer.
+#
+# **Before you read on:** in which of the published rows is GRPO worse than no training? Where is BPGO?
+#
+# ## What the published rows say
+# GRPO is worse than no training in 8 of the 11 published rows, BPGO in 3. Three things are easily missed:
 # - By VideoAlign's overall mark the untrained model beats BPGO in both video tasks.
 # - In text-to-image GRPO has the highest HPSv2, the reward it is trained on, while both marks that it is not trained on fall. That looks like gaming the reward. BPGO gains less HPSv2, and raises the other two.
 # - In image-to-video GRPO *loses* much of the reward it is trained on. Whoever beats it there beats a run that failed. BPGO stays near the untrained model, below it in two of the four.
 #
 # ## The main tables
-# Our measure stands in brackets: the training reward; `held_out`, another learnt judge that training never saw; `overall`, the oracle's mean of accuracy, motion and visual quality. The rest has no counterpart. `n` counts the seeds. Compare signs, not values: the scales have nothing in common. At paper scale our VideoCLIP-XL is a plain cosine; the published one looks like ten times that.
+# Our measure stands in brackets: the training reward; `held_out`, another learnt judge that training never saw; `overall`, the oracle's mean of accuracy, motion and visual quality. The other marks have no counterpart here. `n` counts the seeds. Compare signs, not values: the scales have nothing in common. At paper scale our code reports VideoCLIP-XL as a cosine, at most 1; the published values (2.7) look like ten times that.
 
 # %%
 def commands(experiments, tasks, settings, others):
@@ -96,7 +112,7 @@ def commands(experiments, tasks, settings, others):
     name = "-".join(word.partition("=")[2] for word in settings.split())
     for task in tasks:
         print(f"paper scale: python -m bpgo train {paper.PRESETS[task][-1]} --output runs/real/{task}-{name}-0 {settings} seed=0")
-    print(f"             a folder for each run; also with {others}, and further seeds; then this notebook with runs=runs/real\n")
+    print(f"             a folder for each run; also with {others}; further seeds; then this notebook with runs=runs/real\n")
 
 
 commands("ablation", TASKS, "objective.name=bpgo", "objective.name=grpo")
@@ -105,7 +121,7 @@ if runs:
     print("\nruns of the published models, all settings:", paper.over_seeds(real).round(4).to_string(), *left_out, sep="\n")
 
 # %% [markdown]
-# A preset's head names its machine; the same name without `-lowmem` is for eight GPUs.
+# The comment at the top of a preset's file says which machine it needs; the same name without `-lowmem` is for eight GPUs.
 #
 # ## RAS and CRT alone
 # The paper shows this for video only. **Before you look:** if each half helps, which sign have `BPGO - RAS` and `BPGO - CRT`?
@@ -115,10 +131,10 @@ commands("ablation", ("t2v", "i2v"), "objective.name=ras", "objective.name=crt")
 print(paper.text(paper.beside("ablation", plan, records, real), NAMES))
 
 # %% [markdown]
-# In the published text-to-video rows both halves together have *less* of the trained reward and of VideoAlign-TA than either alone. In image-to-video it is the other way round. Which is chance, single runs cannot tell.
+# If each half helps, both differences are positive. In the published image-to-video rows they are by two marks of three; in text-to-video they are negative by the same two; by the overall mark there is one of each sign in both tasks. From single runs nobody can tell chance from effect.
 #
 # ## How strong should RAS be?
-# The paper finds alpha = 0.5 best. Its row for 0.5 is, digit for digit, the row of RAS alone above, so the published sweep seems to be of RAS alone. Ours is of BPGO. **Before you look:** which alpha is best by VideoAlign's overall mark?
+# The paper finds alpha = 0.5 best. Its row for 0.5 is, digit for digit, the row of RAS alone above, so the published sweep seems to be of RAS alone. Ours, right, is of BPGO and of another reward. **Before you look:** which alpha is best by VideoAlign's overall mark?
 
 # %%
 alpha = paper.published("alpha").pivot(index="method", columns="metric", values="value")
@@ -126,7 +142,7 @@ base = paper.published("main").query("task == 't2v' and method == 'base'").set_i
 figure, axes = plots.new_figure(1, 3, (11, 3.0))
 for ax, metric in zip(axes[0], ("VideoCLIP-XL", "VideoAlign-overall"), strict=False):
     ax.plot([float(name[6:]) for name in alpha.index], alpha[metric] - base[metric], "ko-")
-    plots.labelled(ax, f"published, t2v: {metric}", "alpha", "move from the untrained")
+    plots.labelled(ax, f"published, RAS, t2v:\n{metric}", "alpha", "move from the untrained")
 sweeps = {"t2i": ("alpha_kappa", " kappa=1.0", "o-"), "t2v": ("alpha_video", "", "s--"), "i2v": ("alpha_video", "", "^:")}
 for i, (task, (experiment, ending, look)) in enumerate(sweeps.items()):
     table, at = paper.of_study(plan, records, experiment, task, "reward"), np.array([0.1, 0.3, 0.5, 0.7, 0.9])
@@ -135,49 +151,66 @@ for i, (task, (experiment, ending, look)) in enumerate(sweeps.items()):
     n = max(one.n for one in found)
     axes[0, 2].errorbar(at + 0.02 * (i - 1), mean, [mean - low, high - mean], fmt=look, color="black", mfc="white", label=f"{task}: {f'n = {n}' if n else 'not run'}")
 axes[0, 2].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-plots.labelled(axes[0, 2], "ours: reward", "alpha", "move from the untrained")
+plots.labelled(axes[0, 2], "ours, BPGO:\ntraining reward (no unit)", "alpha", "move from the untrained")
 for ax in axes[0]:
     ax.axhline(0, color="black", linestyle=":")
     ax.set_xlim(0, 1)
 plt.show()  # alt: Reward against alpha: two published panels and one of ours.
-commands("alpha_kappa alpha_video", ["t2v"], "objective.name=ras objective.alpha=0.1", "objective.alpha=0.5 to 0.9")
+commands("alpha_kappa alpha_video", ["t2v"], "objective.name=ras objective.alpha=0.1", "objective.alpha=0.5, 0.7 and 0.9")
 print(paper.text(paper.beside("alpha", plan, records, real), NAMES))
 
 # %% [markdown]
+# By VideoCLIP-XL (and VideoAlign-TA, which has the same shape) 0.5 is best. By VideoAlign's overall mark 0.7 is, and 0.5 is worst by far.
+#
 # ## Figure 7: fast, slow, steady
-# Its claim: CRT is fast early and restless; RAS is slow and steady; BPGO is fast *and* steady. Below, *early* is the share of GRPO's whole gain in reward after half of the run, *restless* the jerks from one iteration to the next over the same gain. Notebook 6 has the curves.
+# Its claim: CRT is fast early and oscillates; RAS is slow and steady; BPGO is fast *and* steady. It publishes curves, no numbers. Below, *early* and *oscillation* as in notebook 6, which has the curves: gain of the first half, and second differences, both over GRPO's mean gain.
 
 # %%
-lines = [["", "early", "restless"]]
+lines = [["", "early", "oscillation"]]
 for task in TASKS:
     found = evidence.pace(plan, records, "ablation", task)
     if not found:
-        lines.append([f"{task} (published: an order only)", "not run", "not run"])
+        lines.append([task, "not run", "not run"])
     for arm, both in found.items():
         lines.append([f"{task} {NAMES[arm]}", *(paper.told(statistics.bootstrap_mean(v)) for v in both)])
-print(aligned(lines))
+print(aligned(lines), claims.told(claims.verdicts(plan, records, ["H2"])), sep="\n\n")
 
 # %% [markdown]
 # ## What BPGO costs over GRPO
-# The paper calls the method efficient and gives no cost. Within an iteration both call the model equally often: equation 5 only weighs samples otherwise. **Before you look:** what could make BPGO dearer all the same?
+# The paper calls the method efficient and gives no cost. Within an iteration both call the model equally often: equation 5 only changes the weights of the samples. **Before you look:** what could still make BPGO cost more?
 
 # %%
 from bpgo.config import read_config
 from bpgo.prompts import read_prompts
 
-print("seconds of an iteration, timed alternately on one machine, median (least .. most) of 8 rounds, `python -m bpgo bench t2i-tiny`:")
-print((evidence.RESULTS.parent / "foundations" / "bench.txt").read_text().splitlines()[-1])
-print("\nthe same of the study's runs, which shared a machine with other work, paired by seed, `make study ARGS='all ablation'`:")
-for task in TASKS:
-    print(f"{task}   {paper.told(paper.cost(plan, records, task))}")
-print("\nmodel calls that the prior `sft` needs before training, over those of all rollouts (once a model; kept for other seeds):")
+print("an iteration of BPGO over one of GRPO in seconds, timed alternately on one machine, median (least .. most) of rounds, `python -m bpgo bench PRESET`:")
+for place in sorted((evidence.RESULTS.parent / "foundations").glob("bench-*.txt")):
+    print(place.stem.removeprefix("bench-"), *place.read_text().splitlines()[::2], sep="   ")
+print("\nmodel calls that the prior `sft` (samples of the untrained model) needs before training, over those of all rollouts;")
+print("once a model, kept for other seeds; less of the whole run, since updates call the model too:")
 for preset in ("t2v-tiny", paper.PRESETS["t2v"][0]):
     config = read_config(preset)
     before = len(read_prompts(config.prompts)) * config.prior.samples * config.evaluation.steps
     within = config.iterations * config.groups * config.group_size * config.sampling.steps
     print(f"{preset}   {before / within:.3f}   ({before} / {within})")
 
+# %% [markdown]
+# ## So which results can be seen here?
+# Every published difference whose mark has a counterpart here, by what our intervals say. *Seen*: ours has the same sign, and its interval leaves 0 out; *opposite*: the other sign; *cannot be told*: the interval holds 0.
+
 # %% tags=["nbval-check-output"]
+def found(row):
+    if not (row.measure and row.ours.n):
+        return "not run" if row.measure else "no counterpart"
+    if not (row.ours.low > 0 or row.ours.high < 0):
+        return "cannot be told"
+    return "seen" if row.published * row.ours.mean > 0 else "opposite"
+
+
+every = pd.concat([main, *(paper.beside(name, plan, records, real) for name in ("ablation", "alpha"))])
+every = every[every["line"].str.contains(" - ")]
+every = every.assign(found=[found(row) for row in every.itertuples()], line=every["line"].str.replace(r"alpha=(\S+) - alpha=.*", r"alpha=\1 - others", regex=True))
+print(pd.crosstab(every["line"], every["found"]).to_string(), end="\n\n")
 values = {}
 for row in main[main["line"] == "bpgo - grpo"].itertuples():
     mean, low, high = (None if np.isnan(v) else v for v in row.ours[:3])
@@ -186,18 +219,18 @@ whole = record("paper_tables", values, output, context={"difference": "BPGO - GR
 
 # %% [markdown]
 # ## Summary
-# - An iteration of BPGO costs what one of GRPO does: timed alternately (on tiny FLUX only), the ratio is 1 within its scatter. The study's runs shared a machine; their ratio is noise. What BPGO adds is its prior: in text-to-video samples of the untrained model, in image-to-video a scoring of each first frame.
-# - Which signs agree, the tables say. An interval that holds 0 says neither yes nor no.
+# - The last table counts the answers to the title. Where it says *cannot be told*, our seeds do not decide; that is neither a yes nor a no to the paper.
+# - An iteration of BPGO costs what one of GRPO does: timed alternately, the ratio is 1 within its scatter. What BPGO adds is its prior: in text-to-video samples of the untrained model, in image-to-video one scoring of each first frame (not measured).
 #
 # **What must not be concluded**
-# - That a published difference is real, or is not: it is of one run a row. The numbers came through a digest and may be misread (`reproduce/paper/README.md`).
+# - That a published difference is real, or is not: it is of one run a row.
 # - That BPGO does, or does not, work on FLUX or Wan: none was run, unless the third column says so.
 # - Anything from the *sizes* of two columns: other models, prompts, rewards and scales.
 # - That `held_out` or `overall` measure what ImageReward or VideoAlign measure. They only play the same part.
-# - That longer training gives the same: ours is half of the presets' length (README: three seeds of the full).
+# - That longer training gives the same: our runs have half of the presets' iterations. The README has three seeds at full length.
 # - That k, lambda and beta are the paper's: it publishes none.
 #
-# **Vary** `results`, `runs`. **Where it breaks:** settings are not pooled; the third column takes the one with most runs.
+# **Vary** `results`, `runs`. **Where it breaks:** if `runs` holds several settings of a method, only the one with most runs is shown.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises
@@ -230,5 +263,5 @@ for task in TASKS:
 
 # %% [markdown]
 # ## References
-# - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): tables, figure 7.
+# - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): equations 2 to 5, the main tables, the ablation, the sweep of $\alpha$, figure 7.
 # - DanceGRPO, [arXiv 2505.07818](https://arxiv.org/abs/2505.07818): the paper's baseline.

@@ -33,10 +33,10 @@ def picture(root):
 def results(root):
     """The table over seeds, its chart, and what an iteration costs."""
     table = (root / RESULTS / "table.md").read_text().strip()
-    bench = (root / RESULTS / "bench.txt").read_text().strip()
+    bench = (root / RESULTS / "bench-t2i-tiny.txt").read_text().strip()
     return (
         f"100 iterations of 8 prompts x 12 samples on the tiny FLUX, seeds 0, 1, 2, from the same start. {table}\n\n"
-        f"What an iteration costs (`python -m bpgo bench`, committed as `{RESULTS}/bench.txt`):\n\n```\n{bench}\n```"
+        f"What an iteration costs (`python -m bpgo bench`, committed as `{RESULTS}/bench-t2i-tiny.txt`):\n\n```\n{bench}\n```"
     )
 
 

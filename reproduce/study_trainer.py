@@ -107,7 +107,7 @@ def flipped(values, pixels, ambiguous, level):
 
 
 def biased(values, pixels, ambiguous, level):
-    """A liking for red: `level` standard deviations for a picture that is red all over."""
+    """A liking for red: `level` standard deviations for a picture of which a tenth is red."""
     red = (pixels.select(-3, 0) - pixels.select(-3, 1)).clamp_min(0).flatten(1).mean(1)
     return values + 10 * level * SPREAD * red
 
