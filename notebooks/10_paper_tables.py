@@ -22,7 +22,7 @@
 #
 # Afterwards you can say which of the paper's statements were tested here, and what must not be concluded from columns side by side.
 #
-# The first picture has everything on one scale: how far GRPO and BPGO moved from the untrained model, in units of GRPO's own move. So GRPO lies at +1 or -1. A diamond right of the dotted line beats no training; right of the black dot, GRPO. GRPO's own move stands at the right edge: where it is tiny, this unit magnifies whatever BPGO did. An arrow marks what lies outside.
+# The first picture has everything on one scale: how far GRPO and BPGO moved from the untrained model, in units of GRPO's own move. So GRPO lies at +1 or -1. A diamond right of the dotted line beats no training; right of the black dot, GRPO. GRPO's own move stands at the right edge: where it is tiny, this unit magnifies whatever BPGO did. A hollow triangle points at what lies outside.
 
 # %% tags=["parameters"]
 results: str = ""  # folder of the study's results; empty, those of the repository
@@ -71,9 +71,9 @@ for ax, task in zip(axes[0], TASKS, strict=True):
             x, low, high = np.array(one[:3]) / abs(move["grpo"].mean)
             ax.plot([low, high], [y + shift] * 2, color=style["color"], linewidth=2)
             inside = abs(x) <= 3
-            marker = style["marker"] if inside else "$\\rightarrow$" if x > 0 else "$\\leftarrow$"
+            marker = style["marker"] if inside else ">" if x > 0 else "<"
             label = style["label"] if inside else None
-            ax.plot(np.clip(x, -2.9, 2.9), y + shift, color=style["color"], marker=marker, markersize=6 if inside else 12, linestyle="", label=label)
+            ax.plot(np.clip(x, -2.9, 2.9), y + shift, color=style["color"], marker=marker, linestyle="", label=label, mfc=style["color"] if inside else "white")
         if move["grpo"].n:
             ax.text(3.05, y, f"{move['grpo'].mean:+.3f}", va="center", fontsize=8)
     ax.axvline(0, color="black", linestyle=":")

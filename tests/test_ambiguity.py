@@ -176,7 +176,7 @@ def test_a_row_for_each_group_with_its_deviation_from_each_prior():
     for stage, part in found.groupby("stage"):
         groups = record["groups"][str(25 * stage)]
         assert part["prompt"].tolist() == [r["prompt"] for r in rows] and part["bits"].tolist() == [r["bits"] for r in rows]
-        assert part["one level"].tolist() == part["reward_mean"].tolist() == groups["reward_mean"]
+        assert part["mean reward"].tolist() == part["reward_mean"].tolist() == groups["reward_mean"]
         assert part["flat"].tolist() == [i % 5 == 0 for i in range(96)]
         change = np.subtract(groups["reward_mean"], record["groups"]["0"]["reward_mean"]) if stage else np.full(96, np.nan)
         np.testing.assert_array_equal(part["SFT per prompt"].astype(float), change)
@@ -206,7 +206,7 @@ def test_no_records_give_no_rows_and_others_prompts_are_refused():
 
 def test_reliability_is_that_of_scipy_for_all_groups_and_without_the_flat():
     found = ambiguity.groups(*study(made("t2i", 0, 2), made("t2i", 2, 1)))
-    table = ambiguity.reliability(found, ("one level", "SFT per prompt", "spread"))
+    table = ambiguity.reliability(found, ("mean reward", "SFT per prompt", "spread"))
     assert table.groupby(["task", "stage"]).size().tolist() == [4, 6]  # no SFT per prompt before training
     for _, row in table.iterrows():
         part = found[(found["task"] == row["task"]) & (found["stage"] == row["stage"])]
@@ -217,7 +217,7 @@ def test_reliability_is_that_of_scipy_for_all_groups_and_without_the_flat():
         assert row["auroc"] == pytest.approx(mannwhitneyu(score[above], score[~above])[0] / above.sum() / (~above).sum())
         assert row["n"] == part["prompt"].nunique() and row["seeds"] == part["seed"].nunique()
         assert row["low"] < row["rho"] < row["high"] and row["seed_low"] <= row["rho"] + 0.1
-    level = table[(table["signal"] == "one level") & (table["groups"] == "not flat")]
+    level = table[(table["signal"] == "mean reward") & (table["groups"] == "not flat")]
     assert (level["low"] > 0.3).all()  # the made-up agreement follows the mean
     assert (table[table["signal"] == "spread"]["rho"].abs() < 0.3).all()  # and not the spread
 
@@ -225,7 +225,7 @@ def test_reliability_is_that_of_scipy_for_all_groups_and_without_the_flat():
 def test_seeds_that_say_the_same_do_not_narrow_an_interval():
     one, again = made("t2i", 0, 1), made("t2i", 0, 1, run="t2i-1")
     columns = ["rho", "low", "high", "auroc", "auroc_low", "auroc_high", "n"]
-    alone, twice = (ambiguity.reliability(ambiguity.groups(*study(*kept)), ["one level"])[columns] for kept in ([one], [one, again]))
+    alone, twice = (ambiguity.reliability(ambiguity.groups(*study(*kept)), ["mean reward"])[columns] for kept in ([one], [one, again]))
     np.testing.assert_allclose(alone, twice, atol=1e-12)
 
 

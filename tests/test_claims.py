@@ -45,7 +45,7 @@ def found(records, name, task="t2i"):
 @pytest.fixture(autouse=True)
 def signals(monkeypatch):
     """A table of `ambiguity.reliability` in which every case is clear, in place of one made of groups."""
-    table = pd.DataFrame({"signal": "one level", "stage": [0, 1, 2], "groups": "all", "rho": 0.4, "low": [0.1, 0.2, 0.3], "high": 0.6,
+    table = pd.DataFrame({"signal": "mean reward", "stage": [0, 1, 2], "groups": "all", "rho": 0.4, "low": [0.1, 0.2, 0.3], "high": 0.6,
                           "auroc_low": 0.55, "n": 82})  # fmt: skip
     monkeypatch.setattr(claims.ambiguity, "groups", lambda plan, records: None)
     monkeypatch.setattr(claims.ambiguity, "reliability", lambda groups, kinds: table.copy())

@@ -30,7 +30,7 @@ from .runs import prompt_facts
 from .statistics import agreement, auroc, rank_correlation, variance_share
 
 TASKS = ("t2i", "t2v", "i2v")
-DEVIATIONS = ("one level", "SFT per prompt", "first frame")  # of the group's mean reward from these priors
+DEVIATIONS = ("mean reward", "SFT per prompt", "first frame")  # of the group's mean reward from these priors
 OTHERS = ("spread", "two rewards agree")  # known without the truth too, but no deviation from a prior, and not planned beforehand
 
 # ------------------------------------------------------------------------------------------------------- live, on drawings
@@ -194,7 +194,7 @@ def groups(plan: pd.DataFrame, records: dict[str, dict]) -> pd.DataFrame:
 
     prompt: its key; level: share of attributes it names; bits: left open; synonyms: as above; agreement: the true reliability, in [-1, 1];
     flat: no sample is truer than another, which makes agreement 0 by definition. Then what may tell the reliability, higher for more: the
-    DEVIATIONS, NaN where there is no such prior, and OTHERS. "one level" is the mean less a number that all groups share at a time
+    DEVIATIONS, NaN where there is no such prior, and OTHERS. "mean reward" is the mean less a number that all groups share at a time
     (constant, SFT mean, running mean, hierarchy: their weights increase with the mean), so, as far as ranks go, the mean itself. "SFT per
     prompt" is the mean less that at stage 0, from the same noise. No records give no rows.
     """
@@ -222,7 +222,7 @@ def _groups(task: str, seed: int, record: dict) -> pd.DataFrame:
         if len(found) != len(prompts):
             raise ValueError(f"{record['run']} has {len(found)} groups, but {file} {len(prompts)} prompts: run it again with these")
         mean, known = found["reward_mean"], known | {"stage": stage, "iteration": int(iteration), "flat": found["signal"] == 0}
-        signals = {"one level": mean, "SFT per prompt": mean - parts[0]["reward_mean"] if parts else np.nan, "first frame": mean - first,
+        signals = {"mean reward": mean, "SFT per prompt": mean - parts[0]["reward_mean"] if parts else np.nan, "first frame": mean - first,
                    "spread": found["reward_std"], "two rewards agree": found.get("judges_agree", np.nan)}  # fmt: skip
         parts.append(found.assign(**known, **signals))
     return pd.concat(parts)
