@@ -28,7 +28,7 @@
 
 # %% tags=["parameters"]
 preset: str = "t2i-tiny"  # settings file, or the name of one in reproduce/presets
-objectives: list = ["grpo", "ras", "crt", "bpgo"]  # any of these, and bgpo
+objectives: list = ["grpo", "ras", "crt", "bpgo"]  # any of these, and bgpo, the institute's variant (notebook 6)
 seeds: list = [0]  # one run of each objective for each
 iterations: int = 20  # rollouts followed by updates
 evaluate_every: int = 10  # iterations between evaluations
@@ -167,7 +167,7 @@ spent, table = runs.seconds(logs)
 print(table)
 
 # %% [markdown]
-# With one seed the interval covers other *prompts*, not another *training*, and trainings differ: **one seed decides nothing**. `make reproduce ARGS="--profile foundations"` trains three seeds for 100 iterations, with intervals over seeds (`reproduce/results/foundations/`); go by that. Times are of runs one after the other, the first of which warms up; side by side (`python -m bpgo bench`) the objectives cost the same, since all share one forward pass.
+# With one seed the interval covers other *prompts*, not another *training*, and trainings differ: **one seed decides nothing**. `make reproduce ARGS="--profile foundations"` trains three seeds for 100 iterations, with intervals over seeds (`reproduce/results/foundations/`); go by that. Times are of runs one after the other, on a machine that was not equally busy; side by side (`python -m bpgo bench`) the objectives cost the same, since all share one forward pass.
 
 # %% tags=["nbval-check-output"]
 study.record("text_to_image", first, parts, spent)

@@ -18,10 +18,10 @@
 # ---
 
 # %% [markdown]
-# # 4. What can each of two experts learn when a given picture is to move?
+# # 4. Image-to-video: what does each of Wan's two experts learn?
 # *About 8 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebooks 2 and 3 first.*
 #
-# Image-to-video: a clip is to begin with a given picture and to move as its prompt says. The generator is a small Wan of the newer kind, with **two experts**: one transformer draws while the noise is high, another finishes. We train the first with the objectives of notebook 2, then the second, and exchange them.
+# Image-to-video: a clip is to begin with a given picture and to move as its prompt says. The generator is a small Wan 2.2, with **two experts**: one transformer draws while the noise is high, another finishes. We train the first with the objectives of notebook 2, then the second, and exchange them.
 #
 # Afterwards you can train a generator of two experts, tell what each can learn, and say what the paper's prior for this task, the **first frame**, makes of RAS.
 #
@@ -29,7 +29,7 @@
 
 # %% tags=["parameters"]
 preset: str = "i2v-tiny"  # settings file, or the name of one in reproduce/presets
-objectives: list = ["grpo", "ras", "crt", "bpgo"]  # any of these, and bgpo
+objectives: list = ["grpo", "ras", "crt", "bpgo"]  # any of these, and bgpo, the institute's variant (notebook 6)
 seeds: list = [0]  # one run of each objective for each
 iterations: int = 12  # rollouts followed by updates
 low_noise_iterations: int = 6  # of the run that trains the expert of low noise
@@ -65,12 +65,13 @@ plt.show()  # alt: Given pictures and the clips made from them, with reward and 
 # Each clip begins as it should. What errs is how it goes on. (We picked prompts that show it.)
 #
 # ## Train
-# As in notebook 3: 8 prompts and 8 clips of each an iteration, two steps along equation 5. The noise level alone decides which expert makes a denoising step, and an expert is paid only for steps that it made. The preset puts noise into, and trains, steps of the first expert only; the second comes later. A killed notebook goes on if `output` is given.
+# As in notebook 3: 8 prompts and 8 clips of each an iteration, two steps along equation 5. The noise level alone decides which expert makes a denoising step, and an expert gets gradient only from its own steps. A step has a probability, and so can be trained, only if noise is added to it. We add noise in a *window* of steps and take the others without. The preset's window lies in the first expert's steps; the second expert comes later. A killed notebook goes on if `output` is given.
 
 # %%
 for name in start.policy.modules:
     steps = [f"{sigma:.2f}" for sigma in start.sigmas[:-1].tolist() if start.policy.expert(sigma) == name]
     print(f"{name:13s} makes the steps from noise levels {', '.join(steps)}")
+print("noise, and training:", config.sampling.window or "all", "steps in a row, within", config.sampling.window_range or "all", "(counted from 0)")
 logs, after = study.train()  # Trainer.train() for each objective and seed
 print(len(seeds) * len(objectives), "runs of", iterations, "iterations")
 
@@ -87,7 +88,7 @@ pairs = [[scores.pixels[i, 0] for scores in (before, after[objectives[-1]])] for
 study.keep(plots.animation(pairs, [prompts[i] for i in some], ["before", plots.METHODS[objectives[-1]]["label"]]), "samples")  # alt: The same clips moving: before training and after it.
 
 # %% [markdown]
-# Each prompt's clips start from the same noise; shown are the first and the last objective, and in motion the last. `right`: the oracle finds in the clip all that its prompt says.
+# Each prompt's clips start from the same noise; shown are the first and the last objective, and in motion the last. `right`: the oracle finds in the clip all that its prompt says; a thing that breaks up may be right all the same, and motion and looks punish it. What is left to change is path, speed and shape of the later frames; in a dozen iterations they change little.
 
 # %% tags=["nbval-skip"]
 if interactive:
@@ -108,7 +109,7 @@ if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "dive
     plt.show()  # alt: Accuracy and diversity against the level, before training and after each objective.
 
 # %% [markdown]
-# The level counts motion and speed only: 1 names both, 0 neither.
+# Both rewards rise in all runs, and accuracy does not change measurably, while motion and looks fall: that pays for it. The level counts motion and speed only: 1 names both, 0 neither. Diversity above 1 is more varied than the world; 11 to 32 prompts a point are few.
 #
 # ## Whom does RAS trust, given a first frame?
 # For image-to-video the paper compares a group with the reward of its *first frame*: how well does the picture alone fit the prompt? A video reward needs a video, so we hold the picture still for nine frames. Each prompt then has a prior of its own.
@@ -136,12 +137,12 @@ for at in np.unique(facts["level"][~np.isnan(facts["level"])]):
     print(f"level {at:.2f}: prior {prior[rows].mean():.2f}, clips {mean[rows].mean():.2f}, weight {weights[rows].mean():.2f}")
 
 # %% [markdown]
-# Above the dashed line a prompt gets a weight over 1. A picture that does not move contradicts words that name a motion, so the prior is lower where a motion is named, and RAS trusts these prompts more, whether the clips are right or not (their shade on the right). The exception says why: a clear prompt that says "stays still" is trusted least. And nearly all weights lie above 1; AdamW divides out what they share, so only the differences between prompts count.
+# Above the dashed line a prompt gets a weight over 1. A picture that does not move contradicts words that name a motion, so the prior is lower where a motion is named, and RAS trusts these prompts more, whether the clips are right or not (their shade on the right). One prompt shows why: it says "stays still", has the highest prior and the smallest weight (exercise 2). One prompt is an example, not evidence. Nearly all weights lie above 1; AdamW divides out what they share, so only the differences between prompts count.
 #
 # ## What can each expert learn?
-# So far one expert was trained. Now a run like the last, but on steps of low noise, and so of the other expert. Weights can be exchanged: we evaluate the start with one expert of either run, and with both.
+# So far the expert of high noise was trained. Now a second run of the last objective, half as long, trains steps of low noise and so the other expert. Then we put the trained expert of high noise (`high`), that of low noise (`low`), or both into the starting model, and evaluate each. As always, evaluation uses *averaged weights*, a running average over the updates.
 #
-# **Before you look:** where a thing goes and how fast is settled while the noise is high. What can the other expert still gain, and what can it spoil?
+# **Before you look:** one would expect where a thing goes, and how fast, to be settled while the noise is high. What can the other expert still gain, and what can it spoil?
 
 # %%
 own, swaps = dict(start.policy.modules), {}
@@ -175,7 +176,7 @@ if swaps:
     print(runs.contrasts(swaps, {m: first[m] for m in swaps["both"]}, "before"))
 
 # %% [markdown]
-# Read a row for what the expert of low noise adds, a column for that of high noise. If the change of both together is the sum of the two, they learn independently.
+# Darker is higher; each panel has its own scale, so look at the intervals (95 %, over prompts) before you believe a shade. Training either expert lowers motion and looks. Whether one of them, or which, helps accuracy, these 64 prompts cannot tell. The change of both together is about the sum of the two in accuracy, motion and looks: there the experts learn independently.
 #
 # ## What is it worth?
 # Paired differences on the same prompts and noise, with 95 % t intervals. `first_frame` is the distance between the first frame and the given picture; for it and for `flicker`, lower is better.
@@ -186,6 +187,8 @@ spent, table = runs.seconds(logs)
 print(table)
 
 # %% [markdown]
+# All objectives raise both rewards and lower motion and looks, and flicker more; accuracy does not change measurably. This is what gaming looks like, and the held-out reward did not show it: it too sees only clip and words. No objective differs clearly from GRPO. (The machine was not equally busy; differences in time mean nothing.)
+#
 # A dozen iterations of one seed are a look at the machinery and decide nothing. `make reproduce ARGS="--profile video"` trains three seeds of notebooks 3 and 4 and writes a table with intervals over seeds to `reproduce/results/video/`.
 
 # %% tags=["nbval-check-output"]
@@ -201,8 +204,9 @@ from scipy.stats import spearmanr
 
 by_mean = ras_weights(rewards, rewards.mean(), o.alpha, k).numpy()
 for name, values in (("first frame", weights), ("running mean", by_mean)):
-    print(f"{name:13} weights {values.min():.2f} to {values.max():.2f}, rank correlation with level {spearmanr(values, facts['level']).statistic:+.2f}")
-# Now prompts with a high mean reward, as in notebook 2: weights on both sides of 1, which follow what the model can do already.
+    print(f"{name:13} weights {values.min():.2f} to {values.max():.2f}, mean {values.mean():.2f}, "
+          f"rank correlation with level {spearmanr(values, facts['level']).statistic:+.2f}")  # fmt: skip
+# The running mean centres the weights near 1. Both follow the level about equally.
 
 # %% [markdown]
 # **2.** A picture of a box in the middle, and the words "a box stays still": what is its first-frame prior, and what follows?
@@ -210,18 +214,18 @@ for name, values in (("first frame", weights), ("running mean", by_mean)):
 # %% tags=["solution", "hide-cell"]
 stays = np.array([any(words in str(p) for words in ("stays still", "does not move")) for p in prompts])
 for name, rows in (("stays still", stays), ("others", ~stays)):
-    print(f"{name:12} {rows.sum()} prompts" + (f", prior {prior[rows].mean():.2f}, weight {weights[rows].mean():.2f}" if rows.any() else ""))
+    print(f"{name:12} {rows.sum()} of the prompts" + (f", prior {prior[rows].mean():.2f}, weight {weights[rows].mean():.2f}" if rows.any() else ""))
 # The still picture is a perfect clip of such a prompt: its prior is about the highest reward there is, hardly a group can beat it, and a
 # prompt without any ambiguity gets a small weight.
 
 # %% [markdown]
 # ## Summary
-# - Experts share one objective; each is paid for the steps that it makes.
-# - Weights can be exchanged after training: four evaluations say what each expert can learn.
+# - Experts share one objective; each learns from the steps that it makes. Exchanging them after training says what each has learned: here both lost motion and looks.
+# - Both rewards rose while motion and looks fell. A held-out reward that sees no more than the trained one does not catch that.
 # - A first-frame prior is low where words name a motion. It finds clear prompts here, for a reason that has little to do with how reliable their rewards are.
 #
-# **Vary** `seeds`, `iterations` (80 in the preset), `prior.kind`, `sampling.window_range` and `sampling.shift` (they decide which expert is trained). **Where it breaks:** the reward does not know the given picture, so in a long run the first frame may drift: watch `first_frame`; a shift that leaves one expert a single step trains it on little.
+# **Vary** `seeds`, `iterations` (80 in the preset), `prior.kind`, `sampling.window_range` and `sampling.shift` (they decide which expert is trained). **Where it breaks:** the reward does not know the given picture, so in a long run the first frame may drift: watch `first_frame`; `sampling.shift` moves the noise levels, and an expert that is left a single step learns little.
 #
 # ## References
-# - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3), CRT (4), objective (5), first-frame prior.
-# - [Wan](https://arxiv.org/abs/2503.20314), the generator; [DanceGRPO](https://arxiv.org/abs/2505.07818), GRPO for video.
+# - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): group advantage (1), RAS (2, 3) and its first-frame prior, CRT (4), objective (5).
+# - [Wan](https://arxiv.org/abs/2503.20314) 2.1, and [Wan 2.2](https://github.com/Wan-Video/Wan2.2), which brought the two experts; [DanceGRPO](https://arxiv.org/abs/2505.07818), GRPO for video.
