@@ -22,7 +22,7 @@
 #
 # The objectives of notebook 2, now on a small Wan pipeline that makes clips of nine frames: one thing that stays still, moves, bounces or grows, slowly or fast. Captions use synonyms (emerald for green, plus for cross, wedge for triangle) and two word orders, and may leave anything open. The training reward is of the paper's kind: a CLIP for videos, which reads several frames of a clip (here four) at once.
 #
-# Afterwards you can train the objectives on videos, judge text alignment, motion and looks apart, and say what a prior made of the starting model's own samples does to RAS.
+# Afterwards you can train on videos, judge accuracy, motion and looks apart, and say what a prior of the model's own samples does to RAS.
 #
 # First the model as we find it. It learned from partly wrong captions. Below, four clips each of a clear and an ambiguous prompt, frame by frame, with reward `R` and group advantage `A` (equation 1).
 
@@ -87,7 +87,7 @@ pairs = [[scores.pixels[i, 0] for scores in (before, after[objectives[-1]])] for
 study.keep(plots.animation(pairs, [prompts[i] for i in some], ["before", plots.METHODS[objectives[-1]]["label"]]), "samples")  # alt: The same clips moving: before training and after it.
 
 # %% [markdown]
-# After so few iterations there is hardly anything to see: the clips are almost the same, though the reward of all 64 prompts has risen on average.
+# The clips are almost the same, though the reward has risen on average.
 
 # %% tags=["nbval-skip"]
 if interactive:
@@ -115,7 +115,7 @@ judges = [m for m in ("reward", "held_out", "accuracy", "motion", "visual") if m
 study.keep(figures.curves(logs, judges, columns=3), "curves")  # alt: Curves of reward, held-out reward, accuracy, motion and visual quality against iterations, a line an objective.
 
 # %% [markdown]
-# As before, compare the training curves with one another, not with their own past. Motion and looks are not in the words. Here they move by about .01, which is less than their intervals below: too little to tell.
+# Compare training curves with one another, not with their own past. Motion and looks are not in the words. Here they move by about .01, less than their intervals below: too little to tell.
 #
 # ## Where is it learned?
 # **Before you look:** at level 0 ("it") nothing can be wrong but the drawing. What can training still change there, and would you want it to?
@@ -126,7 +126,7 @@ if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "dive
     plt.show()  # alt: Accuracy and diversity against the level of ambiguity, before training and after each objective.
 
 # %% [markdown]
-# A point of the left panel stands for 5 to 32 prompts of four clips each. Read it as a place to look, not as a result.
+# A point stands for 5 to 32 prompts of four clips: a place to look, not a result.
 #
 # ## What does a prior of the model's own samples trust?
 # For text-to-video the paper's prior is the reward of the supervised fine-tuned (SFT) model, the one before training with rewards, averaged over its own samples of the training prompts: one number, measured once and kept. On the left the weights of training (mean and range over groups), on the right the weight of each evaluation prompt before training; the darker, the more of its clips are right.
@@ -150,11 +150,9 @@ for name, values in others.items():
     print(f"rank correlation of the weight with {name}: {spearmanr(weights, values).statistic:+.2f}")
 
 # %% [markdown]
-# In a dozen iterations you cannot see a trend: the mean weight goes up and down with the eight prompts drawn. But the prior never changes. If rewards keep rising, the weights rise with them, whether or not the rewards have become more reliable. A running mean, as in notebook 2, moves along.
+# In a dozen iterations the mean weight only goes up and down with the prompts drawn. But this prior never changes. If rewards keep rising, so do all weights, whether or not the rewards have become more reliable. A running mean, as in notebook 2, moves along.
 #
-# Most weights on the right start below 1. The prior comes from the *training* prompts, the weights here from the *evaluation* prompts, which score lower. In training there is another reason: the prior was measured on clips drawn without noise, while training draws with noise, which may lower the reward.
-#
-# What all weights share carries no information. With RAS alone AdamW, which rescales gradients, nearly cancels it; in BPGO it changes how much RAS counts against the CRT term. Both correlations are positive and weak. They do not say which is the cause, since level and accuracy may go together.
+# Most weights on the right start below 1: the prior is of the *training* prompts, and these *evaluation* prompts score lower. What all weights share carries no information. With RAS alone AdamW, which rescales gradients, nearly cancels it; in BPGO it shifts the balance with CRT. Both correlations are weak, and do not say which is the cause: level and accuracy may go together.
 #
 # ## What is it worth?
 # Paired differences on the same prompts and noise, with 95 % t intervals. For `flicker` lower is better; `overall` is the mean of accuracy, motion and looks.
@@ -165,7 +163,7 @@ spent, table = runs.seconds(logs)
 print(table)
 
 # %% [markdown]
-# So, to the question of the title: not yet. In a dozen iterations both rewards rise, and flicker gets slightly worse. Accuracy, motion and looks do not change measurably, and no objective stands out: of the 27 intervals against GRPO one or two leave 0 out by chance alone. (The machine was not equally busy; differences in time mean nothing here.)
+# So, not yet. In a dozen iterations both rewards rise, and flicker gets slightly worse; accuracy, motion and looks do not change measurably. No objective stands out: of 27 intervals one or two leave 0 out by chance. (Differences in time mean nothing, the machine was not equally busy.)
 #
 # A dozen iterations are a look at the machinery, not a result. With one seed intervals cover *prompts* only: **one seed decides nothing**. `make reproduce ARGS="--profile video"` trains three seeds of notebooks 3 and 4 and writes a table to `reproduce/results/video/`.
 
@@ -198,11 +196,10 @@ if "accuracy" in before.scores:  # where there is an oracle
 # %% [markdown]
 # ## Summary
 # - The objectives do not care what a sample is: pictures and videos share every line from reward to update.
-# - In this short run both rewards rose; accuracy, motion and looks did not measurably.
 # - One reward mixes accuracy, motion and looks; judges that keep them apart show what improved, and at what cost.
 # - Against a prior that stands still, progress would look like trust.
 #
-# **Vary** `seeds`, `iterations` (100 in the preset), `prior.kind`, `sampling.window_range` (which denoising steps get noise, and so are trained), `generator.guidance` (how strongly the prompt pulls; above 1 each step calls the model twice). **Where it breaks:** shapes blur in a long run, as in notebook 2; the training reward sees four of the nine frames (every second one, not the last), so it cannot see what happens between them; nine frames of 32 pixels say little about 81 frames of 480p.
+# **Vary** `seeds`, `iterations` (100 in the preset), `prior.kind`, `sampling.window_range` (which denoising steps get noise, and so are trained), `generator.guidance` (how strongly the prompt pulls; above 1 each step calls the model twice). **Where it breaks:** shapes blur in a long run, as in notebook 2; the reward sees four of nine frames, and not what happens between; nine frames of 32 pixels say little about 81 of 480p.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): group advantage (1), RAS (2, 3), CRT (4), objective (5).

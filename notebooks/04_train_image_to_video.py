@@ -88,7 +88,7 @@ pairs = [[scores.pixels[i, 0] for scores in (before, after[objectives[-1]])] for
 study.keep(plots.animation(pairs, [prompts[i] for i in some], ["before", plots.METHODS[objectives[-1]]["label"]]), "samples")  # alt: The same clips moving: before training and after it.
 
 # %% [markdown]
-# Each prompt's clips start from the same noise; shown are the first and the last objective, and in motion the last. `right`: the oracle finds in the clip all that its prompt says; a thing that breaks up may be right all the same, and motion and looks punish it. What is left to change is path, speed and shape of the later frames; in a dozen iterations they change little.
+# Each prompt's clips start from the same noise; shown are the first and the last objective, and in motion the last. `right`: the clip shows all that its prompt says; a thing that breaks up may be right too, but costs motion and looks. Path, speed and shape of the later frames are left to change; in a dozen iterations they change little.
 
 # %% tags=["nbval-skip"]
 if interactive:
@@ -109,7 +109,7 @@ if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "dive
     plt.show()  # alt: Accuracy and diversity against the level, before training and after each objective.
 
 # %% [markdown]
-# Both rewards rise in all runs, and accuracy does not change measurably, while motion and looks fall: that pays for it. The level counts motion and speed only: 1 names both, 0 neither. Diversity above 1 is more varied than the world; 11 to 32 prompts a point are few.
+# Both rewards rise, accuracy does not change measurably, motion and looks fall: they pay for it. The level counts motion and speed only: 1 names both, 0 neither. Diversity above 1 is more varied than the world.
 #
 # ## Whom does RAS trust, given a first frame?
 # For image-to-video the paper compares a group with the reward of its *first frame*: how well does the picture alone fit the prompt? A video reward needs a video, so we hold the picture still for nine frames. Each prompt then has a prior of its own.
@@ -140,7 +140,7 @@ for at in np.unique(facts["level"][~np.isnan(facts["level"])]):
 # Above the dashed line a prompt gets a weight over 1. A picture that does not move contradicts words that name a motion, so the prior is lower where a motion is named, and RAS trusts these prompts more, whether the clips are right or not (their shade on the right). One prompt shows why: it says "stays still", has the highest prior and the smallest weight (exercise 2). One prompt is an example, not evidence. Nearly all weights lie above 1; AdamW divides out what they share, so only the differences between prompts count.
 #
 # ## What can each expert learn?
-# So far the expert of high noise was trained. Now a second run of the last objective, half as long, trains steps of low noise and so the other expert. Then we put the trained expert of high noise (`high`), that of low noise (`low`), or both into the starting model, and evaluate each. As always, evaluation uses *averaged weights*, a running average over the updates.
+# So far the expert of high noise was trained. Now a second run of the last objective, half as long, trains steps of low noise and so the other expert. Then we put the trained expert of high noise (`high`), that of low noise (`low`), or both into the starting model, and evaluate each. Evaluation always uses *averaged weights*, a running average over updates.
 #
 # **Before you look:** one would expect where a thing goes, and how fast, to be settled while the noise is high. What can the other expert still gain, and what can it spoil?
 
@@ -176,7 +176,7 @@ if swaps:
     print(runs.contrasts(swaps, {m: first[m] for m in swaps["both"]}, "before"))
 
 # %% [markdown]
-# Darker is higher; each panel has its own scale, so look at the intervals (95 %, over prompts) before you believe a shade. Training either expert lowers motion and looks. Whether one of them, or which, helps accuracy, these 64 prompts cannot tell. The change of both together is about the sum of the two in accuracy, motion and looks: there the experts learn independently.
+# Each panel has its own scale: look at the intervals (95 %, over prompts) before you believe a shade. Training either expert lowers motion and looks; which helps accuracy, 64 prompts cannot tell. Both together change accuracy, motion and looks by about the sum: there the experts learn independently.
 #
 # ## What is it worth?
 # Paired differences on the same prompts and noise, with 95 % t intervals. `first_frame` is the distance between the first frame and the given picture; for it and for `flicker`, lower is better.
@@ -187,7 +187,7 @@ spent, table = runs.seconds(logs)
 print(table)
 
 # %% [markdown]
-# All objectives raise both rewards and lower motion and looks, and flicker more; accuracy does not change measurably. This is what gaming looks like, and the held-out reward did not show it: it too sees only clip and words. No objective differs clearly from GRPO. (The machine was not equally busy; differences in time mean nothing.)
+# All objectives raise both rewards and lower motion and looks. This is what gaming looks like, and the held-out reward did not show it: it too sees only clip and words. No objective differs clearly from GRPO. (Differences in time mean nothing, the machine was not equally busy.)
 #
 # A dozen iterations of one seed are a look at the machinery and decide nothing. `make reproduce ARGS="--profile video"` trains three seeds of notebooks 3 and 4 and writes a table with intervals over seeds to `reproduce/results/video/`.
 
@@ -221,7 +221,7 @@ for name, rows in (("stays still", stays), ("others", ~stays)):
 # %% [markdown]
 # ## Summary
 # - Experts share one objective; each learns from the steps that it makes. Exchanging them after training says what each has learned: here both lost motion and looks.
-# - Both rewards rose while motion and looks fell. A held-out reward that sees no more than the trained one does not catch that.
+# - A held-out reward that sees no more than the trained one does not catch gaming.
 # - A first-frame prior is low where words name a motion. It finds clear prompts here, for a reason that has little to do with how reliable their rewards are.
 #
 # **Vary** `seeds`, `iterations` (80 in the preset), `prior.kind`, `sampling.window_range` and `sampling.shift` (they decide which expert is trained). **Where it breaks:** the reward does not know the given picture, so in a long run the first frame may drift: watch `first_frame`; `sampling.shift` moves the noise levels, and an expert that is left a single step learns little.

@@ -98,7 +98,7 @@ axes[0, 1].legend(frameon=False, fontsize=8, loc="lower right")
 plt.show()  # alt: What leaving attributes out and saying things in other words do to the mean reward, its spread and the disagreement of two rewards.
 
 # %% [markdown]
-# Bars are 95 % intervals. The more is left open, the lower the *mean*: deviation from a prior does see ambiguity. Other words hardly move it. Spread and disagreement grow a little with the bits; gap and error hardly change. So where a picture *can* be wrong, the reward nearly always finds it, however much is open. And among right pictures the two rewards agree no better than chance: they do not share what makes their spread. It is chance, or a taste of one model alone.
+# Bars are 95 % intervals. The more is left open, the lower the *mean*: deviation from a prior does see ambiguity. Other words hardly move it. Spread and disagreement grow a little; gap and error hardly change. Where a picture *can* be wrong, the reward nearly always finds it. And among right pictures the two rewards agree no better than chance: what makes their spread is chance, or a taste of one model alone.
 #
 # ## What group normalisation makes of it
 # So what decides how much of a group is *signal*, the part of its variance that right or wrong explains? Let us compose groups of twelve, with one attribute open, from none to twelve near misses.
@@ -130,12 +130,12 @@ half = torch.tensor(np.stack([r[SIZE // 2 : -SIZE // 2] for r in left_out.loc[le
 print("norm of a group's advantages, none wrong and half wrong:", *(f"{group_advantages(g).norm(dim=1).mean():.2f}" for g in (right, half)))
 
 # %% [markdown]
-# Every group comes out equally strong: the norm is $\sqrt{11} = 3.32$ for any group of twelve. Where all are right, all of it is noise, and as that group has the highest mean, **RAS would trust it most**. Among the others the rule turns: the fewer are wrong, the higher the mean *and* the share of signal. (Near misses differ among themselves, by how far the reward thinks they miss. All of that counts as noise here, which is why a group of eleven near misses has less signal than one of a single near miss.)
+# Every group comes out equally strong: the norm is $\sqrt{11} = 3.32$ for any group of twelve. Where all are right, all of it is noise, and as that group has the highest mean, **RAS would trust it most**. Among the others the rule turns: the fewer are wrong, the higher the mean *and* the share of signal. (Near misses differ among themselves, and here that counts as noise: so eleven of them leave less signal than one.)
 #
 # ## Is deviation from the prior a reliability signal? (H5)
 # Now real groups, read from stored runs: twelve samples of each evaluation prompt, before, half-way through and after training with GRPO, three trainings a task. The oracle scores a sample by the share of named attributes that it shows (where nothing is named: 1 or 0, whether it shows one thing). A group's **true reliability** is the correlation of reward and oracle score over its twelve samples. It is 0 by definition where the oracle scores all twelve alike: such groups are *flat*, and drawn as crosses.
 #
-# What would refute the assumption was written down before (hypothesis 5, H5): that the interval of the rank correlation with true reliability holds 0 or lies below it, or that the AUROC's holds .5, its value by chance. All groups count, the flat ones too.
+# Written down before (hypothesis 5, H5): the assumption is refuted where the interval of the rank correlation holds 0 or lies below it, or that of the AUROC holds .5, its value by chance. All groups count, flat ones too.
 #
 # **Before you run it:** will the dots rise to the right?
 
@@ -161,9 +161,9 @@ if len(own):
     plt.show()  # alt: True reliability of each group against its mean reward, at three stages of training.
 
 # %% [markdown]
-# In text-to-image, hardly. Most groups lie near the top at any mean reward, and groups of low reliability lie at the right too. (Before training there is one dot a prompt, later three, one a seed.) So the ranks must tell.
+# In text-to-image, hardly: groups of low reliability lie at the right too. (Before training there is one dot a prompt, later one a seed.) So the ranks must tell.
 #
-# A prior that is one number for all groups (a constant, the mean reward of the untrained model, a running mean) cannot change the order of the groups: as far as ranks go, the deviation from it is the **mean reward** itself. Two priors differ from prompt to prompt: the untrained (SFT) model's reward of the same prompt, and the first frame's (image-to-video only). Before training the first of them *is* the mean, so its deviation is 0 and has no row. Below them stand two other signals, which were not planned: the group's spread, and the agreement of its rewards with a second model's.
+# A prior that is one number for all groups (a constant, the mean reward of the untrained model, a running mean) cannot change the order of the groups: as far as ranks go, the deviation from it is the **mean reward** itself. Two priors differ from prompt to prompt: the untrained (SFT) model's reward of the same prompt (before training the deviation is 0, and has no row), and the first frame's (image-to-video). Two other signals were not planned: the group's spread, and the agreement of its rewards with a second model's.
 #
 # `rho` is the rank correlation with true reliability, `auroc` the chance that a group above the median of reliability has a higher signal than one below it. The 95 % intervals come from resampling the `n` prompts, since all seeds share prompts and noise; `seed_low` and `seed_high` are the least and largest value of a training.
 
@@ -194,7 +194,7 @@ for name in ambiguity.OTHERS if len(table) else ():
 
 # %% [markdown]
 # ## Does it say more than how ambiguous the prompt is?
-# How much a prompt leaves open can be read off the prompt, without a reward. Does the mean reward say more? Rank groups among prompts of one kind only. The three numbers are before, half-way through and after training.
+# What a prompt leaves open can be read off it, without a reward. Does the mean reward say more? Rank groups among prompts of one kind. The three numbers are before, half-way through and after training.
 
 # %%
 for name in ("nothing open", "something open"):
@@ -236,10 +236,10 @@ print(named.loc[named["groups"] == "all", ["stage", "signal", "rho", "low", "hig
 # %% [markdown]
 # ## Summary
 # - Ambiguity lowers the mean reward, and other words hardly do. So deviation from a prior does measure *how much a prompt says*.
-# - Whether a reward is *reliable* depends on whether a group holds both right and wrong samples. A group without a difference has no signal, however high its reward, and group normalisation gives it full strength.
+# - Whether a reward is *reliable* depends on whether a group holds both right and wrong samples. One without a difference has no signal, and group normalisation gives it full strength.
 # - In text-to-image, deviation from the prior is a weak signal of reliability, and among prompts that leave something open none that 32 prompts can show; in the video tasks none that 60 to 64 prompts can show. A group's spread and the agreement of two rewards need no prior, and ranked groups better than the mean reward in all three tasks and at all three stages. (Neither comparison was planned, nor tested in pairs.)
 #
-# **Vary** `task`, `seed`. **Where it breaks:** drawings are cleaner than what a generator makes; one thing a picture; twelve samples measure a group's reliability only roughly, which pulls every `rho` towards 0; three trainings; intervals are not corrected for their number.
+# **Vary** `task`, `seed`. **Where it breaks:** drawings are cleaner than a generator's pictures; twelve samples measure reliability only roughly, which pulls every `rho` towards 0; three trainings; intervals are not corrected for their number.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3).

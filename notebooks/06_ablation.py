@@ -165,8 +165,8 @@ print(f"standard deviation of the differences {spread:.3f}:", "not known" if np.
 
 # %% [markdown]
 # ## Summary
-# - The lines under the tables are the answers to H1, H2 and H3, as far as the runs go that are there. With few seeds only large differences can be seen; a method that is really a little better looks the same as one that is not.
-# - One run of each, as in the paper's tables, shows one line of the first picture. How often BPGO would have won is printed under the first table.
+# - The lines under the tables answer H1, H2 and H3, as far as there are runs. With few seeds only large differences can be seen.
+# - One run of each, as in the paper's tables, shows one line of the first picture.
 # - An objective that oscillates less may simply learn less. A common divisor does not correct for that, so read *oscillation* beside *early*.
 #
 # **Vary** `task`, and `measure` (`accuracy`, `held_out`, `diversity`, `reward`). **Where it breaks:** tiny models, half the presets' lengths, one world; what holds here need not hold for FLUX.1-dev. Runs that are missing are left out: `python reproduce/study.py list` shows which, `make study` runs them.

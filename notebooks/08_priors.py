@@ -170,8 +170,8 @@ print("weights:", *(f"{w:.4f}" for w in ras_weights(groups(12, 0.02)[:4], 2.0, 1
 # %% [markdown]
 # ## Summary
 # - The paper's own reading of its weight, taken at its word, gives equation 2, and with it both of its free quantities, $k$ and the prior. $\alpha$ stays free.
-# - The prior of the hierarchy has the right limits: no differences, no trust; any scale, the same trust; more samples, surer trust.
-# - Whether any of it helps training is what the lines under the table say, for this task and as far as the runs go that are there. Look at the ceiling (H10) first.
+# - Its limits are right: no differences, no trust; any scale, the same trust; more samples, surer trust.
+# - Whether it helps training, the lines under the table say. Look at the ceiling (H10) first.
 #
 # **Vary** `task`, `measure`. **Where it breaks:** the hierarchy asks whether a group's reward is *high*, as RAS does. That a high reward is also a *reliable* one is an assumption, which notebook 5 tests. Groups of very unequal spread share one $\sigma$ here.
 #

@@ -28,7 +28,7 @@
 # | stretched, shifted | ten times the scale; an origin of -4 |
 # | saturated | cut off at the mean: the better half cannot be told apart |
 #
-# Afterwards you can tell which wrong rewards each part of BPGO withstands, and which failures a logged number gives away and which it does not.
+# Afterwards you can tell which wrong rewards each part of BPGO withstands, and which failures a logged number gives away.
 #
 # The first picture is the whole experiment on text-to-image: a row an objective, a column a corruption, in each cell the accuracy that training with the wrong reward leaves. The first column is the reward as it is. Darker is better.
 
@@ -61,7 +61,7 @@ print(evidence.state(plan, records))
 # **Before you read on:** ten times the scale, or another origin, changes nothing in what a reward says. Which objectives should not notice (notebook 1)? And against which noise could RAS help: everywhere, or on ambiguous prompts only?
 #
 # ## Does RAS protect, does CRT amplify? (H12)
-# H12 says: under noise on ambiguous prompts RAS loses less than GRPO; under noise CRT loses more than GRPO, and BPGO less than CRT. *Lost* is the accuracy of the clean run of the same seed less that of the run with the wrong reward: negative, if the wrong reward did better. Each row shows what an objective lost, and how much more that is than GRPO lost. With two seeds an interval is 12.7 standard errors wide on each side, and hardly ever leaves 0 out; so it is left to the verdict.
+# H12 says: under noise on ambiguous prompts RAS loses less than GRPO; under noise CRT loses more than GRPO, and BPGO less than CRT. *Lost* is the accuracy of the clean run of the same seed less that of the run with the wrong reward: negative, if the wrong reward did better. With two seeds an interval is 12.7 standard errors wide on each side and hardly ever leaves 0 out, so the table shows the seeds.
 
 # %%
 losses, rows = {}, []
@@ -82,9 +82,9 @@ print(f"where an objective cannot notice the corruption, accuracy moved by {np.n
 print("\nby the plan's measure:", claims.told(claims.verdicts(plan, records, ["H12"])), sep="\n")
 
 # %% [markdown]
-# The last but one line is the scatter of the whole experiment. GRPO, and RAS with $\kappa$, see neither scale nor origin; CRT sees scale, because of $\exp(R)$, and not the origin, as long as its prior moves along (exercise 2). There only rounding separates a run from the clean one, and still they end apart: training multiplies rounding. A smaller loss than that says nothing.
+# The line before the verdict is the scatter of the whole experiment. GRPO, and RAS with $\kappa$, see neither scale nor origin; CRT sees the scale, because of $\exp(R)$, but not the origin if its prior moves along (exercise 2). There a run differs from the clean one by rounding, and training multiplies that. A smaller loss says nothing.
 #
-# The measure counts prompts that leave nothing open. Noise on ambiguous prompts reaches them only through the weights that all prompts share; what it does to its own prompts shows in `measure = "diversity"`.
+# The measure counts prompts that leave nothing open. What noise on ambiguous prompts does to those prompts shows in `measure = "diversity"`.
 
 # %% [markdown]
 # ## How much noise is too much?
@@ -168,7 +168,7 @@ print(claims.told(claims.verdicts(plan, records, ["H14"])))
 # - **concentration**: for ten iterations the effective sample size has been nearer to 3.7 than to 7.6 (for $G = 12$).
 # - **over-optimisation**: a held-out reward has fallen by three standard errors since an earlier evaluation, while the trained one has risen.
 #
-# None watches for oscillation. Below are all recorded runs that had guards, by what was done to them; every number counts runs, and `lost` are those that ended below the accuracy that they started from. A warning in a run that learns is a false alarm; silence in one that does not is a miss. Over-optimisation cannot be seen in this table: these runs are evaluated with the right reward.
+# None watches for oscillation. Below are all recorded runs that had guards, by what was done to them; every number counts runs, and `lost` are those that ended below the accuracy that they started from. Over-optimisation cannot be seen here, since these runs are evaluated with the right reward.
 
 # %%
 rows, arms = [], plan["arm"]
@@ -223,11 +223,11 @@ for name in objectives:
 
 # %% [markdown]
 # ## Summary
-# - GRPO, and RAS with $\kappa$, see neither scale nor origin; CRT sees the scale. Runs that differ by rounding alone end apart, and by how much is the least that a loss must exceed.
+# - Runs that differ by rounding alone end apart, and by how much is the least that a loss must exceed.
 # - RAS weighs whole groups by how high their reward is. It can help against noise only where noisy groups have low means; a reward that is wrong and high is trusted more. That is the paper's misalignment.
 # - The guards see what they were made for, a prior above all groups and groups that follow one sample; they do not see a reward that is merely wrong. Whether a warning means a loss, the last line of the last table says. Over-optimisation needs a held-out reward: set `evaluation.held_out`, or nothing can see it.
 #
-# **Vary** `measure` (`held_out`, `diversity`, `accuracy`). **Where it breaks:** two seeds, text-to-image only, corruptions of known shape; real reward models fail in several of these ways at once. Cells that are missing say "not run": `make study` runs them.
+# **Vary** `measure` (`held_out`, `diversity`, `accuracy`). **Where it breaks:** two seeds, text-to-image only; real reward models fail in several of these ways at once.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3), CRT (4), objective (5).

@@ -22,7 +22,7 @@
 #
 # Afterwards you can say which of the paper's statements were tested here, and what must not be concluded from columns side by side.
 #
-# The first picture has everything on one scale: how far GRPO and BPGO moved from the untrained model, in units of GRPO's own move. So GRPO lies at +1 or -1. A diamond right of the dotted line beats no training; right of the black dot, GRPO. GRPO's own move stands at the right edge: where it is tiny, this unit magnifies whatever BPGO did. A hollow triangle points at what lies outside.
+# The first picture shows how far GRPO and BPGO moved from the untrained model, in units of GRPO's own move, which stands at the right edge: where it is tiny, this unit magnifies what BPGO did. A diamond right of the dotted line beats no training; right of the black dot, GRPO. A hollow triangle points at what lies outside.
 
 # %% tags=["parameters"]
 results: str = ""  # folder of the study's results; empty, those of the repository
@@ -41,7 +41,6 @@ plan, records = evidence.read(results)
 real, left_out = paper.real_runs(runs)
 main = paper.beside("main", plan, records, real)
 TASKS, MOVES = main["task"].unique(), {"grpo": "grpo - base", "bpgo": "bpgo - base"}
-NAMES = {name: style["label"] for name, style in plots.METHODS.items()} | {"base": "untrained"}
 
 
 def moves(task):  # {row of the picture: {method: its move from the untrained model}}
@@ -70,12 +69,9 @@ for ax, task in zip(axes[0], TASKS, strict=True):
                 continue
             x, low, high = np.array(one[:3]) / abs(move["grpo"].mean)
             ax.plot([low, high], [y + shift] * 2, color=style["color"], linewidth=2)
-            inside = abs(x) <= 3
-            marker = style["marker"] if inside else ">" if x > 0 else "<"
-            label = style["label"] if inside else None
-            ax.plot(np.clip(x, -2.9, 2.9), y + shift, color=style["color"], marker=marker, linestyle="", label=label, mfc=style["color"] if inside else "white")
-        if move["grpo"].n:
-            ax.text(3.05, y, f"{move['grpo'].mean:+.3f}", va="center", fontsize=8)
+            look = {"marker": ">" if x > 0 else "<", "mfc": "white"} if abs(x) > 3 else {"marker": style["marker"], "label": style["label"]}
+            ax.plot(np.clip(x, -2.9, 2.9), y + shift, color=style["color"], linestyle="", **look)
+        ax.text(3.05, y, f"{move['grpo'].mean:+.3f}" if move["grpo"].n else "", va="center", fontsize=8)
     ax.axvline(0, color="black", linestyle=":")
     for y in (sum(":" not in row for row in rows), len(rows) - 1):
         ax.axhline(y - 0.5, color="0.4", linewidth=1)
@@ -90,23 +86,25 @@ print(evidence.state(plan, records))
 # %% [markdown]
 # Upper rows: published, one run each, so without intervals. Below: ours, with 95 % intervals over the `n` seeds that both methods have. The unit, our GRPO's mean move, is taken as known exactly. For all marks higher is better:
 #
-# - VideoCLIP-XL: how well a clip fits a long text. The videos are trained on it.
-# - VideoAlign: a model that answers like human raters; *TA* is its text alignment, *overall* adds looks and motion.
-# - Qwen3-VL-Embedding: fit of text and picture by a large language model's embedding.
-# - HPSv2 (trained on), PickScore, ImageReward: three models of which picture people prefer.
+# - VideoCLIP-XL (trained on): how well a clip fits a long text. Qwen3-VL-Embedding: the same by a large model's embedding.
+# - VideoAlign rates as people do; *TA* is text alignment, *overall* adds looks and motion.
+# - HPSv2 (trained on), PickScore, ImageReward: which picture people prefer.
 #
 # **Before you read on:** in which of the published rows is GRPO worse than no training? Where is BPGO?
 #
 # ## What the published rows say
 # GRPO is worse than no training in 8 of the 11 published rows, BPGO in 3. Three things are easily missed:
 # - By VideoAlign's overall mark the untrained model beats BPGO in both video tasks.
-# - In text-to-image GRPO has the highest HPSv2, the reward it is trained on, while both marks that it is not trained on fall. That looks like gaming the reward. BPGO gains less HPSv2, and raises the other two.
-# - In image-to-video GRPO *loses* much of the reward it is trained on. Whoever beats it there beats a run that failed. BPGO stays near the untrained model, below it in two of the four.
+# - In text-to-image GRPO has the highest HPSv2, the reward it is trained on, while both marks that it is not trained on fall. BPGO gains less HPSv2, and raises the other two.
+# - In image-to-video GRPO *loses* much of the reward it is trained on. BPGO stays near the untrained model, below it in two of the four.
 #
 # ## The main tables
 # Our measure stands in brackets: the training reward; `held_out`, another learnt judge that training never saw; `overall`, the oracle's mean of accuracy, motion and visual quality. The other marks have no counterpart here. `n` counts the seeds. Compare signs, not values: the scales have nothing in common. At paper scale our code reports VideoCLIP-XL as a cosine, at most 1; the published values (2.7) look like ten times that.
 
 # %%
+NAMES = {name: style["label"] for name, style in plots.METHODS.items()} | {"base": "untrained"}
+
+
 def commands(experiments, tasks, settings, others):
     print(f"ours:        make study ARGS='all {experiments}'")
     name = "-".join(word.partition("=")[2] for word in settings.split())
@@ -196,7 +194,7 @@ for preset in ("t2v-tiny", paper.PRESETS["t2v"][0]):
 
 # %% [markdown]
 # ## So which results can be seen here?
-# Every published difference whose mark has a counterpart here, by what our intervals say. *Seen*: ours has the same sign, and its interval leaves 0 out; *opposite*: the other sign; *cannot be told*: the interval holds 0.
+# Every published difference, by what our intervals say. *Seen*: ours has the same sign, and its interval leaves 0 out; *opposite*: the other sign; *cannot be told*: it holds 0.
 
 # %% tags=["nbval-check-output"]
 def found(row):
@@ -226,8 +224,8 @@ whole = record("paper_tables", values, output, context={"difference": "BPGO - GR
 # - That a published difference is real, or is not: it is of one run a row.
 # - That BPGO does, or does not, work on FLUX or Wan: none was run, unless the third column says so.
 # - Anything from the *sizes* of two columns: other models, prompts, rewards and scales.
-# - That `held_out` or `overall` measure what ImageReward or VideoAlign measure. They only play the same part.
-# - That longer training gives the same: our runs have half of the presets' iterations. The README has three seeds at full length.
+# - That `held_out` or `overall` measure what ImageReward or VideoAlign do.
+# - That longer training gives the same: ours is half of the presets' (README: three seeds of the full).
 # - That k, lambda and beta are the paper's: it publishes none.
 #
 # **Vary** `results`, `runs`. **Where it breaks:** if `runs` holds several settings of a method, only the one with most runs is shown.
