@@ -251,6 +251,7 @@ def test_evidence_pairs_by_seed_and_says_what_is_missing(tmp_path):
     assert found.loc["bpgo", "n"] == 2 and found.loc["bpgo", "- grpo"] == pytest.approx(0.15)  # of seeds 0 and 2
     assert np.isnan(found.loc["grpo", "p"]) and evidence.before(records, "t2i", "x") == 0.05
     assert evidence.curves(plan, records, "a", "t2i", "reward")["bpgo"].tolist() == [[0.0, 0.3], [0.0, 0.7]]
+    assert evidence.less(plan, records, "a", "t2i", "reward", "bpgo", "grpo") == pytest.approx(np.array([[0, 0.2], [0, 0.1]]))
     assert evidence.final(plan, records, "a", "t2i", "y").isna().all(axis=None)
     with pytest.raises(ValueError, match="no run of b on t2i is planned"):
         evidence.final(plan, records, "b", "t2i", "x")
