@@ -21,10 +21,10 @@
 #
 # Afterwards you can read a comparison of training methods as a referee would: how many runs, what interval, how many questions were asked at once.
 #
-# The first picture has all there is: a dot for each run, a grey line through the runs of one seed, a bar for the mean. The dashed line is the model before training.
+# The first picture has all there is, in four tasks: text-to-image, text-to-video, image-to-video, and text-to-image in a second world, of handwritten digits. A dot is a run, a grey line goes through the runs of one seed, a bar is the mean, the dashed line the model before training.
 
 # %% tags=["parameters"]
-task: str = "t2i"  # t2i, t2v or i2v
+task: str = "t2i"  # t2i, t2v, i2v, or digits, the second world
 measure: str = "accuracy_specified"  # the primary measure; any other of the records
 results: str = ""  # folder of the study's results; empty, those of the repository
 output: str = ""  # folder for the record; empty, none is written
@@ -38,13 +38,15 @@ from bpgo.config import read_config
 from bpgo.records import record
 
 plan, records = evidence.read(results)
-ended = evidence.final(plan, records, "ablation", task, measure)
-figure, [[ax]] = plots.new_figure(size=(7, 3.4))
-plots.runs_by_arm(ax, ended, evidence.before(records, task, measure))
-plots.labelled(ax, f"{task} after training, a dot a run", "objective", evidence.axis(measure))
-plt.show()  # alt: A dot for each run by objective, lines through runs of one seed, bars for means, dashed the untrained model.
+EXPERIMENTS = {"t2i": "ablation", "t2v": "ablation", "i2v": "ablation", "digits": "digits"}
+figure, axes = plots.new_figure(2, 2, (11, 5.6))
+for ax, (name, experiment) in zip(axes.ravel(), EXPERIMENTS.items(), strict=True):
+    plots.runs_by_arm(ax, evidence.so_far(plan, records, experiment, name, measure), evidence.before(records, name, measure))
+    plots.labelled(ax, f"{name} after training", "objective" if ax in axes[1] else "", evidence.axis(measure) if ax in axes[:, 0] else "")
+plt.show()  # alt: Four panels, one a task: a dot for each run by objective, lines through runs of one seed, bars for means, dashed the untrained model.
+ended = evidence.final(plan, records, EXPERIMENTS[task], task, measure)
 print(evidence.state(plan, records))
-print("this experiment:", ended.notna().sum().to_dict(), "runs of each")
+print(f"{task}, which the rest of this notebook is about:", ended.notna().sum().to_dict(), "runs of each")
 
 # %% [markdown]
 # A record says which code made it. Records of older code are used as well, and counted in the line above; some of them were made again, and all of their numbers came again (`python reproduce/study.py again`).
@@ -72,7 +74,7 @@ print("\nby the plan's measures, in all tasks:", claims.told(claims.verdicts(pla
 # **Before you look:** which line should lie above 0 early, if the paper is right, and which below?
 
 # %%
-logged = evidence.curves(plan, records, "ablation", task, "reward")
+logged = evidence.curves(plan, records, EXPERIMENTS[task], task, "reward")
 width = max(1, min(len(values[0]) for values in logged.values()) // 10)
 smooth = {arm: runs.smooth(np.arange(values.shape[1]), values, width)[1] for arm, values in logged.items()}
 at = np.arange(next(iter(smooth.values())).shape[1]) + width
@@ -80,7 +82,7 @@ figure, axes = plots.new_figure(1, 5, (13, 3.2), width_ratios=(2, 1, 1, 1, 1))
 plots.plot_methods(axes[0, 0], at, {arm: values.mean(0) for arm, values in smooth.items()})
 plots.labelled(axes[0, 0], "mean over seeds", "iteration", "reward in training (no unit)")
 for ax, arm in zip(axes[0, 1:], [arm for arm in smooth if arm != "grpo"], strict=False):
-    both = evidence.less(plan, records, "ablation", task, "reward", arm, "grpo")
+    both = evidence.less(plan, records, EXPERIMENTS[task], task, "reward", arm, "grpo")
     gap = runs.smooth(np.arange(both.shape[1]), both, width)[1] if len(both) else np.full((1, len(at)), np.nan)
     mean, low, high = np.array([statistics.bootstrap_mean(column)[:3] for column in gap.T]).T
     plots.plot_methods(ax, at, {arm: mean}, {arm: (low, high)})
@@ -96,11 +98,11 @@ plt.show()  # alt: Left, training reward against iterations, a line an objective
 
 # %%
 pace = {}
-for arm, (early, jerks) in evidence.pace(plan, records, "ablation", task).items():
+for arm, (early, jerks) in evidence.pace(plan, records, EXPERIMENTS[task], task).items():
     spread = [statistics.bootstrap_mean(v) for v in (early, jerks)]
     pace[arm] = {"early": spread[0].mean, "oscillation": spread[1].mean}
     told = [f"{name} {i.mean:.2f} ({i.low:.2f} to {i.high:.2f})" for name, i in zip(pace[arm], spread, strict=True)]
-    own = statistics.bootstrap_mean(statistics.oscillation(evidence.less(plan, records, "ablation", task, "reward", arm, "grpo"), 1.0))
+    own = statistics.bootstrap_mean(statistics.oscillation(evidence.less(plan, records, EXPERIMENTS[task], task, "reward", arm, "grpo"), 1.0))
     told.append("" if arm == "grpo" else f"less GRPO {own.mean:.3f} ({own.low:.3f} to {own.high:.3f}) of reward")
     print(f"{plots.METHODS[arm]['label']:5s}", *told, sep="   ")
 print(claims.told(claims.verdicts(plan, records, ["H2"])))
@@ -112,7 +114,7 @@ print(claims.told(claims.verdicts(plan, records, ["H2"])))
 # **Before you look:** if BPGO games less, where do its diamonds lie?
 
 # %%
-reward, held_out = (evidence.final(plan, records, "ablation", task, name) for name in ("reward", "held_out"))
+reward, held_out = (evidence.final(plan, records, EXPERIMENTS[task], task, name) for name in ("reward", "held_out"))
 figure, [[ax]] = plots.new_figure(size=(5.5, 3.4))
 for arm in reward:
     style = plots.method_style(arm)
@@ -130,9 +132,9 @@ print(claims.told(claims.verdicts(plan, records, ["H3"])))
 # Two costs. *Scores*: how many samples were scored until the smoothed reward reached the level at which GRPO of the same seed ends: median, and least to most. Runs that never reach it are counted apart and left out, which makes the others look better than they are. *Diversity*: what is left of it on prompts that leave something open; 1 is the world's own.
 
 # %%
-config = read_config(f"{task}-tiny")
-scores = evidence.reaching(plan, records, "ablation", task) * config.groups * config.group_size
-varied = evidence.compare(evidence.final(plan, records, "ablation", task, "diversity"), "grpo")
+config = read_config("t2i-digits" if task == "digits" else f"{task}-tiny")
+scores = evidence.reaching(plan, records, EXPERIMENTS[task], task) * config.groups * config.group_size
+varied = evidence.compare(evidence.final(plan, records, EXPERIMENTS[task], task, "diversity"), "grpo")
 print(f"diversity before training {evidence.before(records, task, 'diversity'):.3f}")
 for arm in scores:
     needed, left = scores[arm].dropna(), varied.loc[arm]

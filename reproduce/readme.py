@@ -60,7 +60,13 @@ def study(root):
     table = pd.read_csv(root / STUDY / "claims.csv", keep_default_na=False)
     plan, records = evidence.read(root / STUDY)
     said = f"{evidence.state(plan, records)}. Intervals: 95 %; n counts seeds, for H5 prompts. As a table: `{STUDY}/claims.csv`."
-    return f"{said}\n\n{claims.told(table)}"
+    lines, before = ["| claim | task | verdict | what was found | n |", "|---|---|---|---|---|"], ""
+    for row in table.itertuples():
+        claim = "" if row.claim == before else f"{row.claim}, {row.says}"
+        found = row.finding and row.finding[0].upper() + row.finding[1:]
+        lines.append(f"| {claim} | {row.task} | {row.verdict} | {found} | {row.n or ''} |")
+        before = row.claim
+    return f"{said}\n\n" + "\n".join(lines)
 
 
 def recipes(root):
