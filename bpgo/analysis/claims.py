@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 
-from .. import guards
-from . import ambiguity, evidence
-from .statistics import Interval, bootstrap_mean, holm, level_with_best, oscillation, paired
+from . import ambiguity, evidence, failures
+from .evidence import PRIMARY
+from .statistics import Interval, bootstrap_mean, holm, level_with_best, paired, said
 
-PRIMARY = "accuracy_specified"
 LEVEL = {"H6", "H7", "H9"}
 STAGES = ("before training", "half-way", "after training")
-NOISES = ("noise_ambiguous", "noise")
 OWN_PRIOR = {"t2i": "running_mean", "t2v": "sft", "i2v": "first_frame"}
 CLAIMS: dict[str, str] = {
     "H1": "BPGO beats GRPO",
@@ -76,10 +74,6 @@ def _tasks(plan: pd.DataFrame, experiment: str) -> list[str]:
     return list(dict.fromkeys(plan["task"][plan["experiment"] == experiment]))
 
 
-def _said(i: Interval, form: str = "+.3f") -> str:
-    return f"{i.mean:{form}} ({i.low:{form}} to {i.high:{form}})"
-
-
 def _above(i: Interval) -> bool | None:
     return None if np.isnan(i.low) else i.low > 0
 
@@ -89,7 +83,7 @@ def _beats_grpo(plan: pd.DataFrame, records: dict) -> Asked:
         table = evidence.compare(evidence.final(plan, records, experiment, task, PRIMARY), "grpo").loc["bpgo"]
         gain = Interval(table["- grpo"], table["from"], table["to"], int(table["n"]))
         holds = None if np.isnan(gain.low) else bool(gain.low > 0 and table["p"] < 0.05)
-        return gain.n, f"accuracy, BPGO less GRPO {_said(gain)}", holds
+        return gain.n, f"accuracy, BPGO less GRPO {said(gain)}", holds
 
     pairs = [("ablation", task) for task in _tasks(plan, "ablation")] + [("digits", task) for task in _tasks(plan, "digits")]
     return [(task, [name], lambda name=name, task=task: answer(name, task)) for name, task in pairs]
@@ -121,7 +115,7 @@ def _gaming(plan: pd.DataFrame, records: dict) -> Asked:
         for name in ("held_out", "accuracy"):
             pairs = [[at_level(run, grpo["evaluations"][-1]["reward"], name) for run in (bpgo, grpo)] for bpgo, grpo in both]
             gains.append(paired(*np.array(pairs).reshape(-1, 2).T))
-        told = ", ".join(f"{name} {_said(gain.difference)}" for name, gain in zip(("held-out reward", "accuracy"), gains, strict=True))
+        told = ", ".join(f"{name} {said(gain.difference)}" for name, gain in zip(("held-out reward", "accuracy"), gains, strict=True))
         p = holm(np.array([gain.p for gain in gains]))
         holds = None if np.isnan(p).any() else any(gain.difference.low > 0 and at < 0.05 for gain, at in zip(gains, p, strict=True))
         return len(both), f"BPGO less GRPO at GRPO's last reward: {told}", holds
@@ -136,7 +130,7 @@ def _mix(plan: pd.DataFrame, records: dict) -> Asked:
         gains = np.array([ended[f"name=bpgo mix={x}"] - ended[f"name=grpo mix={x}"] for x in shares]).T  # (seeds, shares)
         slopes = [np.polyfit(shares, row, 1)[0] for row in gains if np.isfinite(row).all()]
         slope = bootstrap_mean(np.array(slopes))
-        return slope.n, f"slope of the gain over the share {_said(slope)}", _above(slope)
+        return slope.n, f"slope of the gain over the share {said(slope)}", _above(slope)
 
     return [("t2i", ["mix"], answer)]
 
@@ -146,7 +140,7 @@ def _signal(plan: pd.DataFrame, records: dict) -> Asked:
         found = ambiguity.reliability(ambiguity.groups(plan[plan["task"] == task], records), ambiguity.DEVIATIONS)
         found = found[found["groups"] == "all"].sort_values("low")
         ends = [(f"{r.signal}, {STAGES[r.stage]}", Interval(r.rho, r.low, r.high, r.n)) for r in found.iloc[[0, -1]].itertuples()]
-        told = "rank correlation with true reliability from " + " to ".join(f"{_said(i, '+.2f')} ({name})" for name, i in ends)
+        told = "rank correlation with true reliability from " + " to ".join(f"{said(i, '+.2f')} ({name})" for name, i in ends)
         clear = (found["low"] > 0) & (found["auroc_low"] > 0.5)
         told += f"; above 0, and AUROC above .5, in {clear.sum()} of {len(found)} cases of a prior and a stage"
         return int(found["n"].min()), told, bool(clear.all())
@@ -200,7 +194,7 @@ def _priors(arm: str, base: str | None, holds: Callable[[pd.Series], bool], what
             row = evidence.compare(ended, to).loc[arm]
             n = int(np.count_nonzero((ended[arm] - ended[to]).notna()))
             gap = Interval(row[f"- {to}"], row["from"], row["to"], n)
-            return n, f"{what} {_said(gap)}", None if np.isnan(row["p"]) else bool(holds(row))
+            return n, f"{what} {said(gap)}", None if np.isnan(row["p"]) else bool(holds(row))
 
         tasks = [name.partition("_")[2] for name in dict.fromkeys(plan["experiment"]) if name.startswith("priors_")]
         return [(task, [f"priors_{task}"], lambda task=task: answer(task)) for task in tasks]
@@ -208,72 +202,8 @@ def _priors(arm: str, base: str | None, holds: Callable[[pd.Series], bool], what
     return asked
 
 
-def _noise(plan: pd.DataFrame, records: dict) -> Asked:
-    def answer() -> Answer:
-        ended = evidence.final(plan, records, "failure_modes", "t2i", PRIMARY)
-        clean = evidence.so_far(plan, records, "ablation", "t2i", PRIMARY).reindex(ended.index)
-        lost = {(arm, c): clean[arm] - ended[f"name={arm} corruption={c}"] for arm in ("grpo", "ras", "crt", "bpgo") for c in NOISES}
-        means = {arm: sum(lost[arm, c] for c in NOISES) / len(NOISES) for arm in ("grpo", "crt", "bpgo")}  # a seed's mean over both kinds
-        asked = {"RAS less GRPO, noise on ambiguous prompts": (-1, lost["ras", NOISES[0]], lost["grpo", NOISES[0]]),
-                 "CRT less GRPO": (1, means["crt"], means["grpo"]), "BPGO less CRT": (-1, means["bpgo"], means["crt"])}  # fmt: skip
-        gaps = {name: (sign, paired(a.to_numpy(float), b.to_numpy(float))) for name, (sign, a, b) in asked.items()}
-        p = holm(np.array([gap.p for _, gap in gaps.values()]))
-        found = [sign * gap.difference.mean > 0 and at < 0.05 for (sign, gap), at in zip(gaps.values(), p, strict=True)]
-        told = "; ".join(f"{name} {_said(gap.difference)}" for name, (_, gap) in gaps.items())
-        return min(gap.n for _, gap in gaps.values()), f"accuracy lost: {told}", None if np.isnan(p).any() else all(found)
-
-    return [("t2i", ["failure_modes"], answer)]
-
-
-def _normalisation(plan: pd.DataFrame, records: dict) -> Asked:
-    def answer() -> Answer:
-        parts, apart = [], {"effective_sample_size": True, "grad_norm": True}  # in every run, with the clean reward and with the wrong one
-        for name, form in (("effective_sample_size", "effective samples of 12"), ("grad_norm", "variation of the gradient's norm")):
-            places = ("failure_normalisation", "ablation", "failure_modes")
-            raw, clean, wrong = (evidence.curves(plan, records, place, "t2i", name) for place in places)
-            for corruption, usual in (("none", clean.get("crt")), ("heavy_tails", wrong.get("name=crt corruption=heavy_tails"))):
-                without = raw.get(f"name=crt rule=raw corruption={corruption}")
-                if without is None or usual is None:
-                    return 0, "", None
-                a, b = ((run.std(1) / run.mean(1) if name == "grad_norm" else run.mean(1)) for run in (without, usual))
-                parts.append(f"{form}, {corruption.replace('_', ' ')}: {a.mean():.2f} without, {b.mean():.2f} with")
-                apart[name] &= bool(a.max() < b.min() if name == "effective_sample_size" else a.min() > b.max())
-        return len(without), "; ".join(parts), any(apart.values())
-
-    return [("t2i", ["failure_normalisation"], answer)]
-
-
-def _signs(plan: pd.DataFrame, records: dict) -> Asked:
-    def answer() -> Answer:
-        rows = plan[(plan["experiment"] == "signatures") & plan["run"].isin(list(records))]
-        runs = {arm: [records[run] for run in part["run"]] for arm, part in rows.groupby("arm")}
-        if len(runs) < 4:
-            return 0, "", None
-        jerk = {arm: [oscillation(run["curves"]["reward"], 1.0) for run in part] for arm, part in runs.items()}  # in the reward's unit
-        stalled = {arm: sum(_stalls(run) for run in part) for arm, part in runs.items()}
-        gamed = {arm: sum(map(_games, part)) for arm, part in runs.items()}
-        n = min(map(len, runs.values()))
-        told = f"of {n} runs each: guard of stagnation, {stalled['stagnation']} stagnating and {stalled['healthy']} healthy; "
-        told += f"trained reward up and held-out reward down, {gamed['misalignment']} misaligned and {gamed['healthy']} healthy; "
-        told += f"second differences of the reward {np.mean(jerk['oscillation']):.3f} oscillating, {np.mean(jerk['healthy']):.3f} healthy"
-        signs = stalled["stagnation"] == gamed["misalignment"] == n and min(jerk["oscillation"]) > max(jerk["healthy"])
-        return n, told, bool(signs and not stalled["healthy"] and not gamed["healthy"])
-
-    return [("t2i", ["signatures"], answer)]
-
-
-def _stalls(run: dict) -> bool:
-    """Whether the guard of stagnation speaks at any time, from the recorded curves."""
-    names = ("weight_max", "weight_mean", "prior", "reward", "zero_variance_groups")
-    lines = [dict(zip(names, values, strict=True)) for values in zip(*(run["curves"][name] for name in names), strict=True)]
-    return any(guards.stagnation(lines[:end]) for end in range(guards.WINDOW, len(lines) + 1))
-
-
-def _games(run: dict) -> bool:
-    """Whether the reward of training (as it was made wrong) rises by the last fifth, and the held-out one ends below an earlier one."""
-    reward, held_out = np.array(run["curves"]["reward"]), [e["held_out"] for e in run["evaluations"]]
-    fifth = max(1, len(reward) // 5)
-    return bool(reward[-fifth:].mean() > reward[:fifth].mean() and held_out[-1] < max(held_out[:-1]))
+def _on_text_to_image(experiment: str, answer: Callable[[pd.DataFrame, dict], Answer]) -> Callable:
+    return lambda plan, records: [("t2i", [experiment], lambda: answer(plan, records))]
 
 
 ASKED: dict[str, Callable[[pd.DataFrame, dict], Asked]] = {
@@ -281,5 +211,7 @@ ASKED: dict[str, Callable[[pd.DataFrame, dict], Asked]] = {
     "H9": _priors("empirical_bayes", None, lambda row: row["to"] >= 0 or row["p"] >= 0.05, "accuracy, less the task's own prior"),
     "H10": _priors("ceiling", "grpo", lambda row: row["from"] > 0 and row["p"] < 0.05, "accuracy, less GRPO"),
     "H11": _priors("too_high", "running_mean", lambda row: row["to"] < 0 and row["p"] < 0.05, "accuracy, less the running mean"),
-    "H12": _noise, "H13": _normalisation, "H14": _signs,
+    "H12": _on_text_to_image("failure_modes", failures.noise),
+    "H13": _on_text_to_image("failure_normalisation", failures.normalisation),
+    "H14": _on_text_to_image("signatures", failures.signs),
 }  # fmt: skip

@@ -18,6 +18,7 @@ from ..records import CHECKOUT
 from .runs import smooth
 from .statistics import bootstrap_mean, first_reaching, holm, level_with_best, oscillation, paired
 
+PRIMARY = "accuracy_specified"  # the measure of the plan
 RESULTS = CHECKOUT / "reproduce" / "results" / "study"
 # Parts of the package that move no number of a run.
 APART = {"analysis", "preflight.py", "memory.py", "published.py", "card.py", "bench.py", "records.py", "guards.py", "__main__.py"}

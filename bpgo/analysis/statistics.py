@@ -41,6 +41,11 @@ class Comparison(NamedTuple):
     n: int
 
 
+def said(i: Interval, form: str = "+.3f") -> str:
+    """An Interval in words: "+0.012 (-0.031 to +0.037)"."""
+    return f"{i.mean:{form}} ({i.low:{form}} to {i.high:{form}})"
+
+
 def bootstrap_mean(values: ndarray, confidence: float = 0.95, resamples: int = 10000, seed: int = 0) -> Interval:
     """Mean of values (n,) with its interval as above: Student's for n < 10. The bounds are NaN for n = 1, and the mean too for n = 0."""
     unit, values = _complete(None, values=values)
