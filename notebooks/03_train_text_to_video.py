@@ -115,7 +115,7 @@ judges = [m for m in ("reward", "held_out", "accuracy", "motion", "visual") if m
 study.keep(figures.curves(logs, judges, columns=3), "curves")  # alt: Curves of reward, held-out reward, accuracy, motion and visual quality against iterations, a line an objective.
 
 # %% [markdown]
-# Compare training curves with one another, not with their own past. Motion and looks are not in the words. Here they move by about .01, less than their intervals below: too little to tell.
+# Compare training curves with one another, not with their own past. No caption says how clean a path or a drawing is, which motion and looks measure. They move by about .01, less than their intervals below: too little to tell.
 #
 # ## Where is it learned?
 # **Before you look:** at level 0 ("it") nothing can be wrong but the drawing. What can training still change there, and would you want it to?

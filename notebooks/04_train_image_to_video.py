@@ -109,7 +109,7 @@ if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "dive
     plt.show()  # alt: Accuracy and diversity against the level, before training and after each objective.
 
 # %% [markdown]
-# Both rewards rise, accuracy does not change measurably, motion and looks fall: they pay for it. The level counts motion and speed only: 1 names both, 0 neither. Diversity above 1 is more varied than the world.
+# Both rewards rise, accuracy does not change measurably, motion and looks fall: for now they pay for it. The level counts motion and speed only: 1 names both, 0 neither. Diversity above 1 is more varied than the world.
 #
 # ## Whom does RAS trust, given a first frame?
 # For image-to-video the paper compares a group with the reward of its *first frame*: how well does the picture alone fit the prompt? A video reward needs a video, so we hold the picture still for nine frames. Each prompt then has a prior of its own.
@@ -187,7 +187,7 @@ spent, table = runs.seconds(logs)
 print(table)
 
 # %% [markdown]
-# All objectives raise both rewards and lower motion and looks. This is what gaming looks like, and the held-out reward did not show it: it too sees only clip and words. No objective differs clearly from GRPO. (Differences in time mean nothing, the machine was not equally busy.)
+# All objectives raise both rewards and lower motion and looks. That could be gaming, and the held-out reward would not show it: it too sees only clip and words. Over three seeds and 80 iterations (README) accuracy rises and motion stays. No objective differs clearly from GRPO. (Differences in time mean nothing, the machine was not equally busy.)
 #
 # A dozen iterations of one seed are a look at the machinery and decide nothing. `make reproduce ARGS="--profile video"` trains three seeds of notebooks 3 and 4 and writes a table with intervals over seeds to `reproduce/results/video/`.
 
@@ -220,8 +220,8 @@ for name, rows in (("stays still", stays), ("others", ~stays)):
 
 # %% [markdown]
 # ## Summary
-# - Experts share one objective; each learns from the steps that it makes. Exchanging them after training says what each has learned: here both lost motion and looks.
-# - A held-out reward that sees no more than the trained one does not catch gaming.
+# - Experts share one objective; each learns from the steps that it makes. Exchanging them after training says what each has learned: in a dozen iterations neither gained motion or looks.
+# - A held-out reward that sees no more than the trained one cannot catch a loss that neither sees.
 # - A first-frame prior is low where words name a motion. It finds clear prompts here, for a reason that has little to do with how reliable their rewards are.
 #
 # **Vary** `seeds`, `iterations` (80 in the preset), `prior.kind`, `sampling.window_range` and `sampling.shift` (they decide which expert is trained). **Where it breaks:** the reward does not know the given picture, so in a long run the first frame may drift: watch `first_frame`; `sampling.shift` moves the noise levels, and an expert that is left a single step learns little.

@@ -98,7 +98,7 @@ axes[0, 1].legend(frameon=False, fontsize=8, loc="lower right")
 plt.show()  # alt: What leaving attributes out and saying things in other words do to the mean reward, its spread and the disagreement of two rewards.
 
 # %% [markdown]
-# Bars are 95 % intervals. The more is left open, the lower the *mean*: deviation from a prior does see ambiguity. Other words hardly move it. Spread and disagreement grow a little; gap and error hardly change. Where a picture *can* be wrong, the reward nearly always finds it. And among right pictures the two rewards agree no better than chance: what makes their spread is chance, or a taste of one model alone.
+# Bars are 95 % intervals. The more is left open, the lower the *mean*: deviation from a prior does see ambiguity. Other words hardly move it. In text-to-image spread and disagreement grow a little; gap and error hardly change. Where a picture *can* be wrong, the reward nearly always finds it. And among right pictures the two rewards agree no better than chance: what makes their spread is chance, or a taste of one model alone.
 #
 # ## What group normalisation makes of it
 # So what decides how much of a group is *signal*, the part of its variance that right or wrong explains? Let us compose groups of twelve, with one attribute open, from none to twelve near misses.

@@ -164,7 +164,7 @@ print("k for kappa = 1:", *(round(k_from_kappa(1.0, scale * rewards), 2) for sca
 # - $\kappa$ is given per standard deviation of the rewards, so that it means the same for another reward. A $k$ in units of the reward does not (notebook 1). $\lambda = 5$ is for rewards about 0.1 wide; nobody has published another.
 # - Compare the differences between cells with the spread between seeds before you believe in a ridge. A map of pure noise has ridges too. The paper's table of $\alpha$ has one run a value.
 #
-# **Vary** `measure` (`held_out`, `diversity`, `reward`). **Where it breaks:** two seeds a cell, half the presets' lengths, tiny models. All four settings at once were not tried, nor the learning rate. Cells that are missing say "not run": `make study` runs them.
+# **Vary** `measure` (`held_out`, `diversity`, `reward`). **Where it breaks:** two seeds a cell, half the presets' lengths (text-to-video two fifths), tiny models. All four settings at once were not tried, nor the learning rate. Cells that are missing say "not run": `make study` runs them.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3), CRT (4), objective (5), table of $\alpha$.

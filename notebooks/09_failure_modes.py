@@ -17,15 +17,15 @@
 # # 9. How does BPGO fail when the reward does, and would you notice?
 # *Seconds on one CPU core: the training was done before. Twenty minutes to read. Read notebooks 1 and 6 first.*
 #
-# A reward model is wrong in ways that nobody chose. Here it is made wrong on purpose, in eight ways, while the oracle keeps measuring the truth. Sizes are in standard deviations of the reward:
+# A reward model is wrong in ways that nobody chose. Here it is made wrong on purpose, in eight ways, while the oracle keeps measuring the truth. Sizes are in standard deviations of the reward unless another unit is named:
 #
 # | name | what is done to the reward |
 # |---|---|
 # | noise, noise ambiguous | 2 of normal noise on every sample, or only where the prompt leaves something open |
-# | heavy tails | .5 times Cauchy's noise, cut off at 50: mostly small, now and then huge |
+# | heavy tails | .5 times Cauchy's noise, cut off at 25: mostly small, now and then huge |
 # | flipped | a fifth of the samples have their order turned round |
 # | biased | a liking for red: 2 for a picture of which a tenth is red |
-# | stretched, shifted | ten times the scale; an origin of -4 |
+# | stretched, shifted | ten times the scale; 4 taken off, in the reward's own unit |
 # | saturated | cut off at the mean: the better half cannot be told apart |
 #
 # Afterwards you can tell which wrong rewards each part of BPGO withstands, and which failures a logged number gives away.
@@ -53,7 +53,7 @@ mean = evidence.grid(ended)[0].loc[objectives]
 shown = pd.concat([clean.mean().rename("clean"), mean], axis=1)
 figure, [[ax]] = plots.new_figure(size=(10, 2.6))
 plots.heat_map(ax, shown.set_axis([name.replace("_", "\n") for name in shown], axis=1), np.zeros(shown.shape, bool))
-plots.labelled(ax, f"{measure} after training, mean of {len(ended)} seeds (before training {start:.2f})", "reward", "objective").grid(False)
+plots.labelled(ax, f"{measure} after training, mean of up to {len(ended)} seeds (before training {start:.2f})", "reward", "objective").grid(False)
 plt.show()  # alt: Heat map of accuracy after training: four objectives by nine kinds of reward, from clean to saturated.
 print(evidence.state(plan, records))
 
@@ -78,13 +78,13 @@ pooled = {arm: statistics.bootstrap_mean(np.mean([lost[arm] - lost["grpo"] for l
 for arm, more in pooled.items():
     print(f"over all corruptions {arm} loses {more.mean:+.3f} ({more.low:+.3f} to {more.high:+.3f}, n = {more.n} seeds) more than GRPO")
 same = [losses[c][o].abs() for c, o in [("shifted", o) for o in objectives] + [("stretched", "grpo"), ("stretched", "ras")]]
-print(f"where an objective cannot notice the corruption, accuracy moved by {np.nanmean(same):.3f} on average, and {np.nanmax(same):.3f} at most")
+print(f"where an objective cannot notice the corruption, {measure} moved by {np.nanmean(same):.3f} on average, and {np.nanmax(same):.3f} at most")
 print("\nby the plan's measure:", claims.told(claims.verdicts(plan, records, ["H12"])), sep="\n")
 
 # %% [markdown]
 # The line before the verdict is the scatter of the whole experiment. GRPO, and RAS with $\kappa$, see neither scale nor origin; CRT sees the scale, because of $\exp(R)$, but not the origin if its prior moves along (exercise 2). There a run differs from the clean one by rounding, and training multiplies that. A smaller loss says nothing.
 #
-# The measure counts prompts that leave nothing open. What noise on ambiguous prompts does to those prompts shows in `measure = "diversity"`.
+# The primary measure counts prompts that leave nothing open. What noise on ambiguous prompts does to those prompts shows in `measure = "diversity"`.
 
 # %% [markdown]
 # ## How much noise is too much?
@@ -108,7 +108,7 @@ plt.show()  # alt: Accuracy against the level of noise for GRPO and BPGO, a mark
 # Does CRT make the gradient explode when the reward has outliers? Every group is divided by its own spread, so no advantage can exceed $(G-1)/\sqrt G$. What can happen is that a single sample carries its group. H13 says that without this division CRT leans on fewer samples, or the gradient's norm varies more. The raw arms, below the line, are without it: rewards and transformed rewards are divided by the spread of the whole batch.
 #
 # - Left: how much the gradient's norm varies from iteration to iteration (standard deviation over mean).
-# - Next: the largest norm of a run, over the median of the clean GRPO run of the same seed. This would show an explosion.
+# - Next: the largest norm of a run, over the median of the clean GRPO runs. This would show an explosion.
 # - Next: the *effective sample size*, $(\sum|A|)^2 / \sum A^2$ of a group's $G = 12$ advantages: how many samples carry it. Dotted: 7.6 for normal rewards, 3.7 for one sample against the rest.
 # - Right, how RAS reacts: largest less smallest weight of an iteration, 0 without RAS and at most $2\alpha = 1$.
 
@@ -120,10 +120,10 @@ for name, found in logged.items():
 arms = [f"name={o} corruption={c}" for c in ("clean", "heavy_tails") for o in objectives]
 arms += [f"name={o} rule=raw corruption={c}" for c in ("clean", "heavy_tails") for o in ("crt", "bpgo")]
 figure, axes = plots.new_figure(1, 4, (12, 3.4), sharey=True)
-usual = np.median(logged["grad_norm"]["name=grpo corruption=clean"], axis=1)
+usual = np.median(logged["grad_norm"].get("name=grpo corruption=clean", np.array([[np.nan]])))
 for y, arm in enumerate(arms):
     norm, size, largest, least = (found.get(arm, np.full((1, 2), np.nan)) for found in logged.values())
-    jump = norm.max(1) / usual[: len(norm)]
+    jump = norm.max(1) / usual
     for ax, runs in zip(axes[0], (norm.std(1) / norm.mean(1), jump, size.mean(1), (largest - least).mean(1)), strict=True):
         ax.plot(runs, np.full(len(runs), y), "o", color="black", markersize=5)
 words = [arm.replace("name=", "").replace("corruption=", "").replace("rule=", "").replace("_", " ") for arm in arms]
@@ -141,7 +141,7 @@ print(claims.told(claims.verdicts(plan, records, ["H13"])))
 
 # %% [markdown]
 # ## Three failures, provoked (H14)
-# The paper names oscillation ($\lambda$ or $\beta$ too large), stagnation (a prior so high that every group is weighted down) and misalignment (a biased reward, amplified). The runs below were meant to provoke each: $\lambda = 100$ and $\beta = 8$; RAS with $\alpha = 1$, $\kappa = 3$ and a prior of 1.5; a liking for red of 4. H14 says that each shows in a logged number. `reward`, `held-out` and `truth` are changes from start to end, evaluated with the right reward; `oscillation` is that of the reward in training, as it was made (second differences, in the reward's unit). The last column has what the trainer's guards said, with the iteration.
+# The paper names oscillation ($\lambda$ or $\beta$ too large), stagnation (a prior so high that every group is weighted down) and misalignment (a biased reward, amplified). The runs below were meant to provoke each: $\lambda = 100$ and $\beta = 8$; RAS with $\alpha = 1$, $\kappa = 3$ and a prior of 1.5; a liking for red of 4. H14 says that each shows in a logged number. `reward`, `held-out` and the measure are changes from start to end, evaluated with the right reward; `oscillation` is that of the reward in training, as it was made (second differences, in the reward's unit). The last column has what the trainer's guards said, with the iteration.
 #
 # **Before you look:** which of the three do you expect to see in the reward alone?
 
@@ -154,7 +154,7 @@ for arm in ("healthy", "oscillation", "stagnation", "misalignment"):
         first, last = r["evaluations"][0], r["evaluations"][-1]
         said = ", ".join(f"{w['guard']} at {w['iteration']}" for w in r["warnings"]) if "warnings" in r else "older than the guards"
         rows.append({"failure": arm, "seed": r["seed"], "reward": last["reward"] - first["reward"], "held-out": last["held_out"] - first["held_out"],
-                     "truth": last[measure] - first[measure], "oscillation": statistics.oscillation(curve["reward"], 1.0),
+                     measure: last[measure] - first[measure], "oscillation": statistics.oscillation(curve["reward"], 1.0),
                      "weight": curve["weight_mean"].mean(), "samples": curve["effective_sample_size"].mean(), "guards": said or "silent"})  # fmt: skip
 signs = pd.DataFrame(rows)
 print(signs.round(3).to_string(index=False) if rows else "not run: make study ARGS='all signatures'")
@@ -168,7 +168,7 @@ print(claims.told(claims.verdicts(plan, records, ["H14"])))
 # - **concentration**: for ten iterations the effective sample size has been nearer to 3.7 than to 7.6 (for $G = 12$).
 # - **over-optimisation**: a held-out reward has fallen by three standard errors since an earlier evaluation, while the trained one has risen.
 #
-# None watches for oscillation. Below are all recorded runs that had guards, by what was done to them; every number counts runs, and `lost` are those that ended below the accuracy that they started from. Over-optimisation cannot be seen here, since these runs are evaluated with the right reward.
+# None watches for oscillation. Below are all recorded runs that had guards, by what was done to them; every number counts runs, and `lost` are those that ended below where they started. Over-optimisation of a *wrong* reward cannot be seen here, since these runs are evaluated with the right one.
 
 # %%
 rows, arms = [], plan["arm"]
@@ -186,7 +186,7 @@ heard = pd.DataFrame(rows).groupby("runs of").sum() if rows else pd.DataFrame()
 print(heard.astype(int).to_string() if rows else "no run recorded with guards yet")
 if rows:
     spoke = pd.DataFrame(rows).assign(any=lambda t: t[["stagnation", "concentration", "over-optimisation"]].any(axis=1))
-    print(f"guards spoke in {(spoke['any'] & spoke['lost']).sum()} of {spoke['lost'].sum()} runs that lost accuracy, "
+    print(f"guards spoke in {(spoke['any'] & spoke['lost']).sum()} of {spoke['lost'].sum()} runs that lost {measure}, "
           f"and in {(spoke['any'] & ~spoke['lost']).sum()} of {(~spoke['lost']).sum()} that did not")  # fmt: skip
 
 # %% tags=["nbval-check-output"]

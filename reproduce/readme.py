@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from bpgo.analysis import claims, evidence
+from bpgo.analysis import evidence
 from bpgo.config import read_config
 from bpgo.files import write_atomic
 from bpgo.preflight import Launch, preflight, read_launch
@@ -56,10 +56,13 @@ def video(root):
 
 
 def study(root):
-    """What was claimed before the study's first run and what was found, a row a claim."""
+    """What was claimed before the study's first run and what was found, a row a claim and task."""
     table = pd.read_csv(root / STUDY / "claims.csv", keep_default_na=False)
     plan, records = evidence.read(root / STUDY)
-    said = f"{evidence.state(plan, records)}. Intervals: 95 %; n counts seeds, for H5 prompts. As a table: `{STUDY}/claims.csv`."
+    said = (
+        f"{evidence.state(plan, records)}. *Does not hold* means refuted as the plan defines it, which may be for want of evidence: an interval "
+        f"that holds 0. *Not refuted* is no proof either. Intervals: 95 %; n counts seeds, for H5 prompts. Also in `{STUDY}/claims.csv`."
+    )
     lines, before = ["| claim | task | verdict | what was found | n |", "|---|---|---|---|---|"], ""
     for row in table.itertuples():
         claim = "" if row.claim == before else f"{row.claim}, {row.says}"

@@ -93,7 +93,7 @@ def noise_ambiguous(values, pixels, ambiguous, level):
 
 
 def heavy_tails(values, pixels, ambiguous, level):
-    """Noise of Student's t with one degree of freedom (Cauchy), cut at 50 standard deviations."""
+    """`level` / 4 standard deviations times Cauchy's noise, which is cut off at 50."""
     def cauchy(n, generator):
         return torch.tan(torch.pi * (torch.rand(n, generator=generator) - 0.5)).clamp(-50, 50)
 
@@ -113,12 +113,12 @@ def biased(values, pixels, ambiguous, level):
 
 
 def stretched(values, pixels, ambiguous, level):
-    """Another scale, ten times `level`."""
+    """Another scale: 5 times `level` as wide."""
     return MIDDLE + 5 * level * (values - MIDDLE)
 
 
 def shifted(values, pixels, ambiguous, level):
-    """Another origin: all rewards strongly negative."""
+    """Another origin, by 2 times `level` in the reward's own unit: all rewards strongly negative."""
     return values - 2 * level
 
 

@@ -133,7 +133,7 @@ def test_every_claim_of_the_plan_is_asked():
     assert named == set(claims.CLAIMS) == set(claims.ASKED)
 
 
-def test_the_list_for_the_readme():
+def test_the_list_for_the_notebooks():
     lines = claims.told(claims.verdicts(PLAN, simulated(EFFECTS["H1"], experiments={"ablation"}))).splitlines()
     assert len(lines) == len(claims.ASKED) and [line.split(",")[0][2:] for line in lines] == list(claims.ASKED)
     assert lines[0].startswith("- H1, *BPGO beats GRPO*. t2i: **holds** (accuracy, BPGO less GRPO +0.1")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import readme
 
+from bpgo.analysis import claims
+
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
 
@@ -44,5 +46,5 @@ def test_its_commands_exist():
 
 
 def test_the_claims_in_the_table_are_those_of_the_records():
-    computed = readme.claims.verdicts(*readme.evidence.read(ROOT / readme.STUDY)).to_csv(index=False, lineterminator="\n")
+    computed = claims.verdicts(*readme.evidence.read(ROOT / readme.STUDY)).to_csv(index=False, lineterminator="\n")
     assert (ROOT / readme.STUDY / "claims.csv").read_text() == computed, "out of date: run `python reproduce/study.py tables`"

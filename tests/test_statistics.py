@@ -202,6 +202,10 @@ def test_missing_values_make_level_cells_no_less_level():
         values[random.random((6, 4)) < 0.25] = np.nan
         wrong += (level_with_best(values) != (~np.isnan(values)).any(1)).any()
     assert wrong / studies <= 0.05 + simulation_error(0.05, studies)
+    for values in random.normal(size=(50, 2, 6)) + np.array([0.0, 2.0])[:, None]:  # of two cells, an unpaired value says nothing
+        values[0, :2] = np.nan
+        found = stats.ttest_rel(*values[:, 2:])
+        assert level_with_best(values).tolist() == [not (found.pvalue < 0.05 and found.statistic < 0), True]
     apart = np.full((4, 4), np.nan)
     apart[:2, :2], apart[2:, 2:] = [[1.0, 1.1], [0.9, 1.3]], [[-5.0, -5.1], [-4.9, -5.2]]  # no seed in common, nor a way between them
     assert level_with_best(apart).all()

@@ -96,7 +96,7 @@ def curves(plan: pd.DataFrame, records: dict, experiment: str, task: str, name: 
 
 
 def less(plan: pd.DataFrame, records: dict, experiment: str, task: str, name: str, arm: str, base: str) -> np.ndarray:
-    """What each iteration of training logged under a name, of an arm less `base`, by seed: (seeds that both have, iterations)."""
+    """What each iteration of training logged under a name, of an arm less `base`: (seeds that both have, iterations); (0,) if none."""
     rows = plan[(plan["experiment"] == experiment) & (plan["task"] == task)].pivot(index="seed", columns="arm", values="run")
     pairs = [(records[a], records[b]) for a, b in zip(rows[arm], rows[base], strict=True) if a in records and b in records]
     return np.array([np.subtract(*(run["curves"][name] for run in pair)) for pair in pairs], dtype=float)

@@ -61,8 +61,8 @@ def signs(plan: pd.DataFrame, records: dict) -> tuple[int, str, bool | None]:
     told = f"of {n} runs each: guard of stagnation, {stalled['stagnation']} stagnating and {stalled['healthy']} healthy; "
     told += f"trained reward up and held-out reward down, {gamed['misalignment']} misaligned and {gamed['healthy']} healthy; "
     told += f"second differences of the reward {np.mean(jerk['oscillation']):.3f} oscillating, {np.mean(jerk['healthy']):.3f} healthy"
-    signs = stalled["stagnation"] == gamed["misalignment"] == n and min(jerk["oscillation"]) > max(jerk["healthy"])
-    return n, told, bool(signs and not stalled["healthy"] and not gamed["healthy"])
+    shown = stalled["stagnation"] == gamed["misalignment"] == n and min(jerk["oscillation"]) > max(jerk["healthy"])
+    return n, told, bool(shown and not stalled["healthy"] and not gamed["healthy"])
 
 
 def _stalls(run: dict) -> bool:

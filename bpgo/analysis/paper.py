@@ -167,15 +167,6 @@ def beside(name: str, plan: pd.DataFrame, records: dict, runs: pd.DataFrame) -> 
     return pd.DataFrame(rows, columns=["task", "metric", "measure", "line", "published", "ours", "real"])
 
 
-def cost(plan: pd.DataFrame, records: dict, task: str) -> Interval:
-    """Seconds of an iteration of BPGO over those of GRPO: geometric mean, over seeds of the ablation that both have, of the ratio of their
-    medians. They are of runs side by side on a shared machine: noisy."""
-    rows = plan[(plan["experiment"] == "ablation") & (plan["task"] == task) & plan["run"].isin(records.keys())]
-    logs = np.log([records[run]["seconds"]["iteration"] for run in rows["run"]])
-    ratio = estimate(rows.assign(value=logs).pivot(index="seed", columns="arm", values="value"), "bpgo - grpo")
-    return Interval(*np.exp(ratio[:3]).tolist(), ratio.n)
-
-
 def told(i: Interval, sign: str = "") -> str:
     """An Interval in words: "0.612 (0.590 to 0.634, n = 5)"; sign "+" writes both signs."""
     if not i.n:

@@ -109,12 +109,12 @@ def level_with_best(values: ndarray, higher_is_better: bool = True, alpha: float
     """Which cells (a setting each) are not significantly worse than the best: (cells,) of bool, from values (cells, seeds).
 
     Tukey's honest significant difference (1949, Biometrics 5:99) in randomised blocks: a value is its cell's effect, its seed's effect and
-    noise, whose variance is taken to be the same in all cells and has (cells - 1) (seeds - 1) degrees of freedom: 15 cells of two seeds
-    are told from one that is 5 standard deviations better in four of five cases, by paired t tests hardly ever. With probability
-    1 - alpha no cell as good as the best is left out, for any number of such cells. Values that are missing (NaN) are fitted around (Tukey
-    and Kramer's form, then approximate). The best has the best mean of the cells with the most seeds. Level is not equal: small differences
-    are not seen. A cell without values is not level; where nothing tells cells apart from noise (one seed, or none in common with the
-    best), cells are.
+    normal noise, whose variance is taken to be the same in all cells and has (cells - 1) (seeds - 1) degrees of freedom. Of 15 cells of
+    two seeds, 14 are told from one that is 5 standard deviations better in four of five cases; by paired t tests hardly ever. With
+    probability 1 - alpha no cell as good as the best is left out, for any number of such cells. Values that are missing (NaN) are fitted
+    around (Tukey and Kramer's form, then approximate). The best has the best fitted mean of the cells with the most seeds. Level is not
+    equal: small differences are not seen. A cell without values is not level; where nothing tells cells apart from noise (one seed; or no
+    seed in common with the best, nor by way of other cells), cells are.
     """
     values = np.asarray(values, dtype=float) * (1 if higher_is_better else -1)
     if values.ndim != 2 or not values.size or np.isinf(values).any():
@@ -125,9 +125,9 @@ def level_with_best(values: ndarray, higher_is_better: bool = True, alpha: float
     freedom = len(cell) - np.linalg.matrix_rank(design)
     if cells < 2 or freedom < 1:
         return level
-    best = np.where(count == count.max(), np.nansum(values, axis=1), -np.inf).argmax()
     inverse, observed = np.linalg.pinv(design), values[cell, seed] - np.nanmean(values)
     effects = inverse @ observed
+    best = np.where(count == count.max(), effects[: len(values)], -np.inf).argmax()
     contrasts = (np.arange(len(inverse)) == best) - np.eye(len(values), len(inverse))  # the best less each cell
     seen = np.isclose(contrasts @ inverse @ design, contrasts, atol=1e-6).all(1)  # seeds in common, or by way of other cells
     scale = np.sqrt(((observed - design @ effects) ** 2).sum() / freedom * ((contrasts @ inverse) ** 2).sum(1))
