@@ -60,8 +60,8 @@ def study(root):
     table = pd.read_csv(root / STUDY / "claims.csv", keep_default_na=False)
     plan, records = evidence.read(root / STUDY)
     said = (
-        f"{evidence.state(plan, records)}. *Does not hold* means refuted as the plan defines it, which may be for want of evidence: an interval "
-        f"that holds 0. *Not refuted* is no proof either. Intervals: 95 %; n counts seeds, for H5 prompts. Also in `{STUDY}/claims.csv`."
+        f"{evidence.state(plan, records)}. *Does not hold* means refuted as the plan defines it, which may be for want of evidence (an "
+        f"interval that holds 0); *not refuted* is no proof. Intervals: 95 %; n counts seeds, for H5 prompts. Also in `{STUDY}/claims.csv`."
     )
     lines, before = ["| claim | task | verdict | what was found | n |", "|---|---|---|---|---|"], ""
     for row in table.itertuples():
