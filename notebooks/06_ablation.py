@@ -109,6 +109,25 @@ for arm, (early, jerks) in evidence.pace(plan, records, EXPERIMENTS[task], task)
 print(claims.told(claims.verdicts(plan, records, ["H2"])))
 
 # %% [markdown]
+# ## Does trust matter more where more is ambiguous? (H4)
+# If BPGO helps because it distrusts groups of ambiguous prompts, it should help most where training has many of them. Here GRPO and BPGO train on text-to-image with 0 to 75 % ambiguous prompts. A dot is BPGO less GRPO of one seed, a bar their mean with its 95 % interval. H4 asks for a slope above 0.
+
+# %%
+mixed = evidence.so_far(plan, records, "mix", "t2i", measure)
+shares = [float(arm.rpartition("=")[2]) for arm in mixed if arm.startswith("name=grpo")]
+figure, [[ax]] = plots.new_figure(size=(5.5, 3.0))
+for x in shares:
+    gain = (mixed[f"name=bpgo mix={x}"] - mixed[f"name=grpo mix={x}"]).to_numpy(float)
+    found = statistics.bootstrap_mean(gain)
+    ax.plot(np.full(len(gain), 100 * x), gain, "o", color="0.6")
+    ax.errorbar(100 * x + 2, found.mean, [[found.mean - found.low], [found.high - found.mean]], fmt="D", color=plots.METHODS["bpgo"]["color"], capsize=3)
+ax.axhline(0, color="black", linewidth=1)
+ax.set_xticks([100 * x for x in shares])
+plots.labelled(ax, f"t2i: BPGO less GRPO, {measure}", "ambiguous prompts in training (%)", "difference")
+plt.show()  # alt: BPGO less GRPO against the share of ambiguous prompts in training, a dot a seed, a diamond with its interval.
+print(claims.told(claims.verdicts(plan, records, ["H4"])))
+
+# %% [markdown]
 # ## Learning or gaming? (H3)
 # A reward that rises while judges that training never saw stay behind is being gamed. Each dot is a run: to the right more of the training reward, upwards more of the held-out one. A method that games less lies above the others *at the same place on the horizontal axis*. The cross is the model before training.
 #

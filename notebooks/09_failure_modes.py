@@ -43,6 +43,7 @@ import numpy as np
 import pandas as pd
 
 from bpgo.analysis import claims, evidence, plots, statistics
+from bpgo.analysis.runs import smooth
 from bpgo.records import record
 
 plan, records = evidence.read(results)
@@ -102,6 +103,37 @@ ax.axhline(start, color="0.4", linestyle="--", label="before training")
 ax.legend(frameon=False, fontsize=9)
 plots.labelled(ax, "a mark a run, a line the mean", "noise, in standard deviations of the reward", evidence.axis(measure))
 plt.show()  # alt: Accuracy against the level of noise for GRPO and BPGO, a mark a run, dashed the untrained model.
+
+# %% [markdown]
+# ## What would you see while it trains?
+# Above, the reward in training, as it was made wrong (mean over a tenth of a run, own scale in each panel). Below, the right reward of the same runs at their evaluations. The loss is not drawn: advantages sum to zero, and so it stays near 0.
+#
+# **Before you look:** in which column can the upper row rise while the lower does not?
+
+# %%
+shown = ["clean", *mean]
+given, right = ({c: {} for c in shown} for _ in range(2))
+for c in shown:
+    place = ("ablation", "") if c == "clean" else ("failure_modes", f" corruption={c}")
+    for o in objectives:
+        arm = f"name={o}{place[1]}" if place[1] else o
+        rows = plan[(plan["experiment"] == place[0]) & (plan["task"] == "t2i") & (plan["arm"] == arm) & plan["seed"].isin(ended.index)]
+        done = [records[run] for run in rows["run"] if run in records]
+        if done:
+            curve = np.mean([r["curves"]["reward"] for r in done], axis=0)
+            given[c][o] = smooth(np.arange(len(curve)), curve, max(1, len(curve) // 10))
+            right[c][o] = ([e["iteration"] for e in done[0]["evaluations"]], np.mean([[e["reward"] for e in r["evaluations"]] for r in done], axis=0))
+figure, axes = plots.new_figure(2, len(shown), (14, 3.8), sharex=True)
+for column, c in zip(axes.T, shown, strict=True):
+    for ax, curves in zip(column, (given[c], right[c]), strict=True):
+        for o, (at, values) in curves.items():
+            ax.plot(at, values, markersize=4, markevery=10 if ax is column[0] else 1, **plots.method_style(o))
+    column[0].set_yticks([])
+    column[1].sharey(axes[1, 0])
+    plots.labelled(column[0], c.replace("_", " "), "", "reward in training" if c == "clean" else "")
+    plots.labelled(column[1], "", "iteration", "right reward (no unit)" if c == "clean" else "")
+figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper right", ncols=4)
+plt.show()  # alt: For each kind of reward: the reward in training as it was made, and below it the right reward at evaluations, a line an objective.
 
 # %% [markdown]
 # ## The gradient under a wrong reward
