@@ -239,7 +239,7 @@ print(named.loc[named["groups"] == "all", ["stage", "signal", "rho", "low", "hig
 # - Whether a reward is *reliable* depends on whether a group holds both right and wrong samples. One without a difference has no signal, and group normalisation gives it full strength.
 # - In text-to-image, deviation from the prior is a weak signal of reliability, and among prompts that leave something open none that 32 prompts can show; in the video tasks none that 60 to 64 prompts can show. A group's spread and the agreement of two rewards need no prior, and ranked groups better than the mean reward in all three tasks and at all three stages. (Neither comparison was planned, nor tested in pairs.)
 #
-# **Vary** `task`, `seed`. **Where it breaks:** drawings are cleaner than a generator's pictures; twelve samples measure reliability only roughly, which pulls every `rho` towards 0; three trainings; intervals are not corrected for their number.
+# **Vary** `task`, `seed`. **Where it breaks:** drawings are cleaner than samples; twelve samples measure reliability only roughly, which pulls every `rho` towards 0; three trainings; intervals are not corrected for their number.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3).
