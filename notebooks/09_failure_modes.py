@@ -108,7 +108,7 @@ plt.show()  # alt: Accuracy against the level of noise for GRPO and BPGO, a mark
 # ## What would you see while it trains?
 # Above, the reward in training, as it was made wrong (mean over a tenth of a run, own scale in each panel). Below, the right reward of the same runs at their evaluations. The loss is not drawn: advantages sum to zero, and so it stays near 0.
 #
-# **Before you look:** in which column can the upper row rise while the lower does not?
+# **Before you look:** where can the upper row alone rise?
 
 # %%
 shown = ["clean", *mean]
