@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,17 @@ def test_lock_pins_every_requirement_within_its_bound(requirement):
     name = canonicalize_name(requirement.name)
     assert name in pins(), "make lock"
     assert requirement.specifier.contains(pins()[name], prereleases=True), f"{pins()[name]}: make lock"
+
+
+def test_lock_installs_on_the_oldest_python_that_is_promised():
+    """Debian 12 has 3.11.2. As the packages themselves say, where the pinned version is the one at hand."""
+    oldest = re.search(r">=\s*([\d.]+)", PROJECT["requires-python"])[1] + ".0"
+    here = {canonicalize_name(each.metadata["Name"]): each for each in metadata.distributions()}
+    same = [here[name] for name, version in pins().items() if name in here and Version(here[name].version) == version]
+    asked = {each.metadata["Name"]: each.metadata["Requires-Python"] for each in same}
+    assert asked, "not the environment of the lock"
+    refuse = {name: bound for name, bound in asked.items() if bound and not SpecifierSet(bound).contains(oldest)}
+    assert not refuse, "pin an older version by hand, or: make lock BOOTSTRAP=the oldest Python"
 
 
 def test_bounds_are_lower_bounds():
