@@ -140,7 +140,6 @@ print("norm of a group's advantages, none wrong and half wrong:", *(f"{group_adv
 # **Before you run it:** will the dots rise to the right?
 
 # %%
-stages = ("before", "half-way through", "after")
 plan, records = evidence.read(results)
 real = ambiguity.groups(plan, records)
 for name in ambiguity.TASKS:
@@ -156,7 +155,7 @@ if len(own):
         for name, (marker, colour) in marks.items():
             chosen = part[part["flat"] if name == "flat truth" else kinds[name][part.index] & ~part["flat"]]
             ax.scatter(chosen["reward_mean"], chosen["agreement"], 18, colour, marker=marker, label=name, **({} if marker == "x" else {"ec": "black"}))
-        plots.labelled(ax, f"{task}, {stages[stage]} training (iteration {part['iteration'].iloc[0]})", "mean reward of the group", "" if stage else "true reliability")
+        plots.labelled(ax, f"{task}, {ambiguity.STAGES[stage]} (iteration {part['iteration'].iloc[0]})", "mean reward of the group", "" if stage else "true reliability")
     axes[0, 0].legend(frameon=False, fontsize=8, loc="lower left")
     plt.show()  # alt: True reliability of each group against its mean reward, at three stages of training.
 
@@ -181,12 +180,12 @@ for ax, name in zip(axes[0], ambiguity.TASKS, strict=True):
     if not len(part):
         ax.text(0, 9, "not run", ha="center", backgroundcolor="white")
     plots.labelled(ax, f"{name} (hollow: without flat groups)", "rank correlation with true reliability")
-rows = [(4 * i + s, f"{signal}, {stages[s].split()[0]}") for i, signal in enumerate(signals) for s in range(3)]
+rows = [(4 * i + s, f"{signal}, {ambiguity.STAGES[s].split()[0]}") for i, signal in enumerate(signals) for s in range(3)]
 axes[0, 0].set(xlim=(-1, 1), ylim=(19, -1))
 axes[0, 0].set_yticks(*zip(*rows, strict=True), fontsize=8)
 plt.show()  # alt: Rank correlation of several signals with true reliability, with intervals, at three stages.
 planned = table[table["signal"].isin(ambiguity.DEVIATIONS) & (table["groups"] == "all")].drop(columns=["groups", "seeds"])
-planned = planned.assign(H5=np.where((planned["low"] > 0) & (planned["auroc_low"] > 0.5), "supported", "refuted"), stage=[stages[i] for i in planned["stage"]])
+planned = planned.assign(H5=np.where((planned["low"] > 0) & (planned["auroc_low"] > 0.5), "supported", "refuted"), stage=[ambiguity.STAGES[i] for i in planned["stage"]])
 print(planned.round(2).to_string(index=False) if len(table) else "nothing is run yet")
 whole = table[table["groups"] == "all"].pivot(index=["task", "stage"], columns="signal", values="rho")
 for name in ambiguity.OTHERS if len(table) else ():

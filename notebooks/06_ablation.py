@@ -17,7 +17,7 @@
 # # 6. Does it pay to trust some rewards more than others?
 # *Seconds on one CPU core: the training was done before. Twenty minutes to read. Read notebook 2 first.*
 #
-# The paper says that RAS makes training steady, that CRT makes it fast, and that both together, BPGO, beat GRPO. It shows one run of each. Here each objective is trained with several seeds from the same model, and equal seeds see equal prompts and equal noise. So a difference can be paired, and its uncertainty be stated. A fifth objective, **BGPO** (mind the letters), is the variant that the paper's institute published as code: its CRT replaces the rewards, where the paper's adds a term to the loss. What would count as a refutation was written down before the first run, in `reproduce/PLAN.md` (H1 to H3).
+# The paper says that RAS makes training steady, that CRT makes it fast, and that both together, BPGO, beat GRPO. It shows one run of each. Here each objective is trained with several seeds from the same model, and equal seeds see equal prompts and equal noise. So a difference can be paired, and its uncertainty be stated. A fifth objective, **BGPO** (mind the letters), is the variant that the paper's institute published as code: its CRT replaces the rewards, where the paper's adds a term to the loss. What would count as a refutation was written down before the first run, in `reproduce/PLAN.md` (H1 to H4).
 #
 # Afterwards you can read a comparison of training methods as a referee would: how many runs, what interval, how many questions were asked at once.
 #
@@ -101,10 +101,10 @@ pace = {}
 for arm, (early, jerks) in evidence.pace(plan, records, EXPERIMENTS[task], task).items():
     spread = [statistics.bootstrap_mean(v) for v in (early, jerks)]
     pace[arm] = {"early": spread[0].mean, "oscillation": spread[1].mean}
-    told = [f"{name} {i.mean:.2f} ({i.low:.2f} to {i.high:.2f})" for name, i in zip(pace[arm], spread, strict=True)]
+    told = [f"{name} {statistics.said(i, '.2f')}" for name, i in zip(pace[arm], spread, strict=True)]
     both = evidence.less(plan, records, EXPERIMENTS[task], task, "reward", arm, "grpo")
     own = statistics.bootstrap_mean(statistics.oscillation(both, 1.0) if len(both) else both)
-    told.append("" if arm == "grpo" else f"less GRPO {own.mean:.3f} ({own.low:.3f} to {own.high:.3f}) of reward")
+    told.append("" if arm == "grpo" else f"less GRPO {statistics.said(own, '.3f')} of reward")
     print(f"{plots.METHODS[arm]['label']:5s}", *told, sep="   ")
 print(claims.told(claims.verdicts(plan, records, ["H2"])))
 
@@ -187,7 +187,7 @@ print(f"standard deviation of the differences {spread:.3f}:", "not known" if np.
 
 # %% [markdown]
 # ## Summary
-# - The lines under the tables answer H1, H2 and H3, as far as there are runs. With few seeds only large differences can be seen.
+# - The lines under the tables answer H1 to H4, as far as there are runs. With few seeds only large differences can be seen.
 # - One run of each, as in the paper's tables, shows one line of the first picture.
 # - An objective that oscillates less may simply learn less. A common divisor does not correct for that, so read *oscillation* beside *early*.
 #

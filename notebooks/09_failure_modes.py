@@ -77,7 +77,7 @@ table = pd.DataFrame(rows).set_index(["corruption", "objective"])
 print(table.round(3).to_string())
 pooled = {arm: statistics.bootstrap_mean(np.mean([lost[arm] - lost["grpo"] for lost in losses.values()], axis=0)) for arm in objectives[1:]}
 for arm, more in pooled.items():
-    print(f"over all corruptions {arm} loses {more.mean:+.3f} ({more.low:+.3f} to {more.high:+.3f}, n = {more.n} seeds) more than GRPO")
+    print(f"over all corruptions {arm} loses {statistics.said(more)} more than GRPO, n = {more.n} seeds")
 same = [losses[c][o].abs() for c, o in [("shifted", o) for o in objectives] + [("stretched", "grpo"), ("stretched", "ras")]]
 print(f"where an objective cannot notice the corruption, {measure} moved by {np.nanmean(same):.3f} on average, and {np.nanmax(same):.3f} at most")
 print("\nby the plan's measure:", claims.told(claims.verdicts(plan, records, ["H12"])), sep="\n")
@@ -114,10 +114,9 @@ plt.show()  # alt: Accuracy against the level of noise for GRPO and BPGO, a mark
 shown = ["clean", *mean]
 given, right = ({c: {} for c in shown} for _ in range(2))
 for c in shown:
-    place = ("ablation", "") if c == "clean" else ("failure_modes", f" corruption={c}")
     for o in objectives:
-        arm = f"name={o}{place[1]}" if place[1] else o
-        rows = plan[(plan["experiment"] == place[0]) & (plan["task"] == "t2i") & (plan["arm"] == arm) & plan["seed"].isin(ended.index)]
+        experiment, arm = ("ablation", o) if c == "clean" else ("failure_modes", f"name={o} corruption={c}")
+        rows = plan[(plan["experiment"] == experiment) & (plan["task"] == "t2i") & (plan["arm"] == arm) & plan["seed"].isin(ended.index)]
         done = [records[run] for run in rows["run"] if run in records]
         if done:
             curve = np.mean([r["curves"]["reward"] for r in done], axis=0)
@@ -157,7 +156,7 @@ for y, arm in enumerate(arms):
     norm, size, largest, least = (found.get(arm, np.full((1, 2), np.nan)) for found in logged.values())
     jump = norm.max(1) / usual
     for ax, runs in zip(axes[0], (norm.std(1) / norm.mean(1), jump, size.mean(1), (largest - least).mean(1)), strict=True):
-        ax.plot(runs, np.full(len(runs), y), "o", color="black", markersize=5)
+        ax.plot(runs, np.full(len(runs), y), "o", color="black", markersize=5, clip_on=False)
 words = [arm.replace("name=", "").replace("corruption=", "").replace("rule=", "").replace("_", " ") for arm in arms]
 axes[0, 0].set_yticks(range(len(arms)), words)
 axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
@@ -257,7 +256,7 @@ for name in objectives:
 # ## Summary
 # - Runs that differ by rounding alone end apart, and by how much is the least that a loss must exceed.
 # - RAS weighs whole groups by how high their reward is. It can help against noise only where noisy groups have low means; a reward that is wrong and high is trusted more. That is the paper's misalignment.
-# - The guards see what they were made for, a prior above all groups and groups that follow one sample; they do not see a reward that is merely wrong. Whether a warning means a loss, the last line of the last table says. Over-optimisation needs a held-out reward: set `evaluation.held_out`, or nothing can see it.
+# - Which guard spoke, and where, the last table says, and its last line whether that meant a loss. None reads the truth: a reward that is merely wrong looks like any other. Over-optimisation needs a held-out reward: set `evaluation.held_out`, or nothing can see it.
 #
 # **Vary** `measure` (`held_out`, `diversity`, `accuracy`). **Where it breaks:** two seeds, text-to-image only; real reward models fail in several of these ways at once.
 #

@@ -30,6 +30,7 @@ from .runs import prompt_facts
 from .statistics import agreement, auroc, rank_correlation, variance_share
 
 TASKS = ("t2i", "t2v", "i2v")
+STAGES = ("before training", "half-way", "after training")
 DEVIATIONS = ("mean reward", "SFT per prompt", "first frame")  # of the group's mean reward from these priors
 OTHERS = ("spread", "two rewards agree")  # known without the truth too, but no deviation from a prior, and not planned beforehand
 

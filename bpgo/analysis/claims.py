@@ -18,7 +18,6 @@ from .evidence import PRIMARY
 from .statistics import Interval, bootstrap_mean, holm, level_with_best, paired, said
 
 LEVEL = {"H6", "H7", "H9"}
-STAGES = ("before training", "half-way", "after training")
 OWN_PRIOR = {"t2i": "running_mean", "t2v": "sft", "i2v": "first_frame"}
 CLAIMS: dict[str, str] = {
     "H1": "BPGO beats GRPO",
@@ -139,7 +138,7 @@ def _signal(plan: pd.DataFrame, records: dict) -> Asked:
     def answer(task: str) -> Answer:
         found = ambiguity.reliability(ambiguity.groups(plan[plan["task"] == task], records), ambiguity.DEVIATIONS)
         found = found[found["groups"] == "all"].sort_values("low")
-        ends = [(f"{r.signal}, {STAGES[r.stage]}", Interval(r.rho, r.low, r.high, r.n)) for r in found.iloc[[0, -1]].itertuples()]
+        ends = [(f"{r.signal}, {ambiguity.STAGES[r.stage]}", Interval(r.rho, r.low, r.high, r.n)) for r in found.iloc[[0, -1]].itertuples()]
         told = "rank correlation with true reliability from " + " to ".join(f"{said(i, '+.2f')} ({name})" for name, i in ends)
         clear = (found["low"] > 0) & (found["auroc_low"] > 0.5)
         told += f"; above 0, and AUROC above .5, in {clear.sum()} of {len(found)} cases of a prior and a stage"

@@ -110,7 +110,7 @@ def level_with_best(values: ndarray, higher_is_better: bool = True, alpha: float
 
     Tukey's honest significant difference (1949, Biometrics 5:99) in randomised blocks: a value is its cell's effect, its seed's effect and
     normal noise, whose variance is taken to be the same in all cells and has (cells - 1) (seeds - 1) degrees of freedom. Of 15 cells of
-    two seeds, 14 are told from one that is 5 standard deviations better in four of five cases; by paired t tests hardly ever. With
+    two seeds, 14 are told from one that is 5 standard deviations better in about three of four cases; by paired t tests hardly ever. With
     probability 1 - alpha no cell as good as the best is left out, for any number of such cells. Values that are missing (NaN) are fitted
     around (Tukey and Kramer's form, then approximate). The best has the best fitted mean of the cells with the most seeds. Level is not
     equal: small differences are not seen. A cell without values is not level; where nothing tells cells apart from noise (one seed; or no
