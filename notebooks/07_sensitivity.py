@@ -31,6 +31,8 @@ output: str = ""  # folder for the record; empty, none is written
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from scipy.stats import page_trend_test
 
 from bpgo.analysis import claims, evidence, plots, statistics
 from bpgo.records import record
@@ -93,18 +95,22 @@ plt.show()  # alt: Accuracy against each of the four settings, averaged over the
 figure, axes = plots.new_figure(1, 3, (10, 2.8))
 cuts = {"t2i": grids["alpha_kappa"][[arm for arm in grids["alpha_kappa"] if arm.endswith("kappa=1.0")]]}
 cuts |= {task: evidence.so_far(plan, records, "alpha_video", task, measure) for task in ("t2v", "i2v")}
+ranks = {}
 for ax, (task, ended) in zip(axes[0], cuts.items(), strict=True):
     ended = ended.rename(columns=lambda arm: arm.split()[0].partition("=")[2])
     plots.runs_by_arm(ax, ended, evidence.before(records, task, measure))
     ax.tick_params(axis="x", labelsize=8)
     plots.labelled(ax, task, "alpha", evidence.axis(measure) if ax is axes[0, 0] else "")
-    if ended.notna().any(axis=None):
-        orders = ["".join(f"  {arm}" for arm in row.sort_values(ascending=False).index) for _, row in ended.dropna().iterrows()]
-        print(f"{task}: alphas from best to worst, a line a seed:", *orders, sep="\n")
+    ranks |= {f"{task}, seed {seed}": row.rank(ascending=False) for seed, row in ended.dropna().iterrows()}
 plt.show()  # alt: Accuracy against alpha in three tasks, a dot a run.
+if len(ranks) > 1:
+    ranks = pd.DataFrame(ranks).T
+    print("rank of each alpha, 1 is best, ties share:", pd.concat([ranks, ranks.mean().rename("mean").to_frame().T]).round(2).to_string(), sep="\n")
+    p = min(1, 2 * min(page_trend_test(way, ranked=True).pvalue for way in (ranks, ranks.iloc[:, ::-1])))
+    print(f"a trend with alpha, up or down (Page's test, not planned): p = {p:.2f}")
 
 # %% [markdown]
-# A best value would be the first of both lines, and of more than one task.
+# A best value would have rank 1 in both seeds, and in more than one task. A value near 1 in the last line is a hint, no more: the seeds are few, and we looked first.
 #
 # ## More samples a prompt, or more trust? (H8)
 # A group of few samples has an uncertain mean, so its weight should say less: with small $G$ a smaller $\alpha$ should be better. The grid below spends the same 96 samples an iteration in 24 groups of 4, 12 of 8 or 6 of 16. H8 asks for a smaller best $\alpha$ at $G = 4$ than at $G = 16$; chance alone gives that one time in three.

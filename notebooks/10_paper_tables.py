@@ -197,7 +197,7 @@ for preset in ("t2v-tiny", paper.PRESETS["t2v"][0]):
 
 # %% [markdown]
 # ## So which results can be seen here?
-# Every published difference, by what our intervals say. *Seen*: ours has the same sign, and its interval leaves 0 out; *opposite*: the other sign; *cannot be told*: it holds 0.
+# Every published difference, by what our intervals say. *Seen*: ours has the same sign, and its interval leaves 0 out; *opposite*: the other sign; *cannot be told*: it holds 0. Nothing here is corrected for the number of lines: by chance alone one in twenty leaves 0 out.
 
 # %% tags=["nbval-check-output"]
 def found(row):
