@@ -43,7 +43,7 @@ import numpy as np
 import pandas as pd
 
 from bpgo.analysis import claims, evidence, plots, statistics
-from bpgo.analysis.runs import smooth
+from bpgo.analysis.runs import oscillation, smooth
 from bpgo.records import record
 
 plan, records = evidence.read(results)
@@ -185,7 +185,7 @@ for arm in ("healthy", "oscillation", "stagnation", "misalignment"):
         first, last = r["evaluations"][0], r["evaluations"][-1]
         said = ", ".join(f"{w['guard']} at {w['iteration']}" for w in r["warnings"]) if "warnings" in r else "older than the guards"
         rows.append({"failure": arm, "seed": r["seed"], "reward": last["reward"] - first["reward"], "held-out": last["held_out"] - first["held_out"],
-                     measure: last[measure] - first[measure], "oscillation": statistics.oscillation(curve["reward"], 1.0),
+                     measure: last[measure] - first[measure], "oscillation": oscillation(curve["reward"], 1.0),
                      "weight": curve["weight_mean"].mean(), "samples": curve["effective_sample_size"].mean(), "guards": said or "silent"})  # fmt: skip
 signs = pd.DataFrame(rows)
 print(signs.round(3).to_string(index=False) if rows else "not run: make study ARGS='all signatures'")

@@ -116,6 +116,34 @@ def test_the_gain_is_the_paired_difference_that_was_put_in():
     assert value == pytest.approx(0.1, abs=0.001) and row["n"] == 5
 
 
+@pytest.mark.parametrize(("rewards", "gain", "reached"), [((0.5, 0.7, 0.65), 0.05, 5), ((0.5, 0.58, 0.55), 0.75, 0)])
+def test_equal_reward_is_where_training_first_meets_it_and_else_the_end(rewards, gain, reached):
+    """GRPO ends at a reward of .6 and a held-out one of .15. BPGO passes .6 half-way to its second evaluation, at .2; or never."""
+    records = simulated(lambda row: {}, experiments={"ablation"})
+    for row in PLAN[(PLAN["experiment"] == "ablation") & (PLAN["task"] == "t2i")].itertuples():
+        evaluations = records[row.run]["evaluations"]
+        if row.arm == "grpo":
+            evaluations[-1]["held_out"] = 0.15
+        for evaluation, reward, held_out in zip(evaluations, rewards, (0.1, 0.3, 0.9), strict=True) if row.arm == "bpgo" else ():
+            evaluation |= {"reward": reward, "held_out": held_out}
+    finding = found(records, "H3")["finding"]
+    assert f"held-out reward {gain:+.3f}" in finding and f"in {reached} of 5 pairs" in finding
+
+
+def test_a_second_comparison_of_priors_is_told_beside_the_deciding_one():
+    row = found(simulated(EFFECTS["H10"]), "H10", "i2v")
+    assert "less GRPO +0.10" in row["finding"] and "less the task's own prior +0.10" in row["finding"]
+    row = found(simulated(lambda row: {"accuracy": -0.1} if row.arm in ("too_high", "ceiling") else {}), "H11", "i2v")
+    assert "the running mean -0.10" in row["finding"] and "the mean of the other priors -0.10" in row["finding"]  # the ceiling is no prior
+
+
+def test_normalisation_is_compared_over_the_same_seeds():
+    """Clean runs with normalisation have five seeds, those without two: what the other three did must not count."""
+    records = simulated(lambda row: {"size": 2.0} if row.experiment == "ablation" and row.seed > 1 else {})
+    finding = found(records, "H13")["finding"]
+    assert "none: 8.00 without, 8.00 with" in finding
+
+
 def test_missing_runs_are_said_and_none_is_not_run():
     dropped = set(PLAN["run"][(PLAN["experiment"] == "ablation") & (PLAN["seed"] == 4) & (PLAN["arm"].isin(["grpo", "bpgo"]))])
     row = found(simulated(EFFECTS["H1"], dropped), "H1")

@@ -9,16 +9,18 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from bpgo.analysis import statistics
+from bpgo.analysis.runs import first_reaching, oscillation
 from bpgo.analysis.statistics import (
     agreement,
     auroc,
     bootstrap_mean,
-    first_reaching,
     holm,
+    least_lead_seen,
     level_with_best,
-    oscillation,
     paired,
+    partial_rank_correlation,
     rank_correlation,
+    rank_correlation_gain,
     variance_share,
 )
 from bpgo.objective import group_advantages
@@ -179,6 +181,8 @@ def test_cells_are_level_within_tukeys_distance_of_the_best():
         cells, seeds = values.mean(1, keepdims=True), values.mean(0, keepdims=True)
         noise = ((values - cells - seeds + values.mean()) ** 2).sum() / (4 * 2)
         assert (level_with_best(values, alpha=0.1) == (cells.max() - cells[:, 0] <= distance * np.sqrt(noise / 3))).all()
+        assert least_lead_seen(values, alpha=0.1) == pytest.approx(distance * np.sqrt(noise / 3))
+    assert np.isnan(least_lead_seen(values[:, :1])) and np.isnan(least_lead_seen(values[:1]))
 
 
 def test_two_seeds_of_many_cells_see_a_large_lead():
@@ -298,6 +302,37 @@ def test_the_edges_of_rank_measures():
         rank_correlation(x, x, clusters=np.arange(3))
     with pytest.raises(ValueError, match=r"x \(12,\).*y \(11,\)"):
         rank_correlation(x, x[1:])
+
+
+@QUICK
+@given(st.lists(st.tuples(WHOLE, WHOLE, WHOLE), min_size=4, max_size=12))
+def test_gain_and_partial_correlation_are_those_of_ranks(points):
+    """Against scipy: a difference of two correlations, and the correlation of what least squares leaves of the ranks."""
+    x, y, z = np.array(points).T
+    if min(map(np.ptp, (x, y, z))) == 0:
+        return
+    first, second = stats.spearmanr(x, y)[0], stats.spearmanr(z, y)[0]
+    assert rank_correlation_gain(x, z, y, resamples=20).mean == pytest.approx(first - second, abs=1e-9)
+    ranks, line = stats.rankdata([x, y], axis=1), np.stack([np.ones(len(z)), stats.rankdata(z)], 1)
+    rest = ranks.T - line @ np.linalg.lstsq(line, ranks.T, rcond=None)[0]
+    found = partial_rank_correlation(x, y, z, resamples=20).mean
+    if np.abs(rest).max(0).min() > 1e-6:
+        assert found == pytest.approx(np.corrcoef(rest.T)[0, 1], abs=1e-6)
+    else:
+        assert np.isnan(found)
+
+
+def test_intervals_of_gain_and_partial_correlation_cover():
+    """200 samples of 40 normal points, in which y goes with z, and x with y by way of z alone; another signal is as good as x."""
+    random, held = np.random.default_rng(0), []
+    for seed in range(200):
+        z, noise = random.normal(size=40), random.normal(size=(3, 40))
+        x, other, y = z + noise
+        gain = rank_correlation_gain(x, other, y, resamples=400, seed=seed)
+        rest = partial_rank_correlation(x, y, z, resamples=400, seed=seed)
+        held.append([i.low <= 0 <= i.high for i in (gain, rest)])
+    covered = np.mean(held, 0)
+    assert ((0.91 < covered) & (covered < 0.99)).all(), covered
 
 
 # ----------------------------------------------------------------------------------------------------------------- curves

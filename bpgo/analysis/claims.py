@@ -1,4 +1,7 @@
-"""The claims of reproduce/PLAN.md against the study's records: a finding and a verdict each, by the rules written there before any run.
+"""The claims of reproduce/PLAN.md against the study's records: a finding and a verdict each, by the rules written there.
+
+Thirteen of the claims, each with what refutes it, were written before any run, and H14 before any run of its own. How the rules are
+computed where they left room was fixed when part had been seen: see *Changes* there.
 
 A claim "does not hold" where it is refuted as the plan defines it, which may be for want of evidence: an interval that holds 0. Claims that
 ask whether settings are level (H6, H7, H9) can only be "not refuted": few seeds see large differences alone. Until all planned runs of a
@@ -102,19 +105,24 @@ def _pace(plan: pd.DataFrame, records: dict) -> Asked:
 
 
 def _gaming(plan: pd.DataFrame, records: dict) -> Asked:
-    def at_level(run: dict, level: float, name: str) -> float:
+    def at_level(run: dict, level: float, name: str) -> float:  # where the line through evaluations first meets it, else at the end
         reward, value = (np.array([e[key] for e in run["evaluations"]]) for key in ("reward", name))
-        order = np.argsort(reward)
-        return float(np.interp(level, reward[order], value[order]))
+        meets = np.flatnonzero((np.minimum(reward[:-1], reward[1:]) <= level) & (level <= np.maximum(reward[:-1], reward[1:])))
+        if not meets.size:
+            return float(value[-1])
+        i = meets[0]
+        return float(value[i] + (value[i + 1] - value[i]) * (level - reward[i]) / ((reward[i + 1] - reward[i]) or 1.0))
 
     def answer(task: str) -> Answer:
         rows = plan[(plan["experiment"] == "ablation") & (plan["task"] == task)].pivot(index="seed", columns="arm", values="run")
         both = [(records[a], records[b]) for a, b in zip(rows["bpgo"], rows["grpo"], strict=True) if a in records and b in records]
-        gains = []
+        ends, gains = [grpo["evaluations"][-1] for _, grpo in both], []
         for name in ("held_out", "accuracy"):
-            pairs = [[at_level(run, grpo["evaluations"][-1]["reward"], name) for run in (bpgo, grpo)] for bpgo, grpo in both]
+            pairs = [[at_level(bpgo, end["reward"], name), end[name]] for (bpgo, _), end in zip(both, ends, strict=True)]
             gains.append(paired(*np.array(pairs).reshape(-1, 2).T))
+        reached = sum(max(e["reward"] for e in bpgo["evaluations"]) >= end["reward"] for (bpgo, _), end in zip(both, ends, strict=True))
         told = ", ".join(f"{name} {said(gain.difference)}" for name, gain in zip(("held-out reward", "accuracy"), gains, strict=True))
+        told += f"; BPGO reaches that reward in {reached} of {len(both)} pairs, in the others its end is taken"
         p = holm(np.array([gain.p for gain in gains]))
         holds = None if np.isnan(p).any() else any(gain.difference.low > 0 and at < 0.05 for gain, at in zip(gains, p, strict=True))
         return len(both), f"BPGO less GRPO at GRPO's last reward: {told}", holds
@@ -137,7 +145,7 @@ def _mix(plan: pd.DataFrame, records: dict) -> Asked:
 def _signal(plan: pd.DataFrame, records: dict) -> Asked:
     def answer(task: str) -> Answer:
         found = ambiguity.reliability(ambiguity.groups(plan[plan["task"] == task], records), ambiguity.DEVIATIONS)
-        found = found[found["groups"] == "all"].sort_values("low")
+        found = found[found["groups"] == "all"].sort_values("rho")
         ends = [(f"{r.signal}, {ambiguity.STAGES[r.stage]}", Interval(r.rho, r.low, r.high, r.n)) for r in found.iloc[[0, -1]].itertuples()]
         told = "rank correlation with true reliability from " + " to ".join(f"{said(i, '+.2f')} ({name})" for name, i in ends)
         clear = (found["low"] > 0) & (found["auroc_low"] > 0.5)
@@ -183,8 +191,11 @@ def _size(plan: pd.DataFrame, records: dict) -> Asked:
     return [("t2i", ["size_alpha"], answer)]
 
 
-def _priors(arm: str, base: str | None, holds: Callable[[pd.Series], bool], what: str) -> Callable:
-    """Asks how an arm of priors_* compares with the arm `base` (None: the task's own prior), p corrected over all arms."""
+def _priors(arm: str, base: str | None, holds: Callable[[pd.Series], bool], what: str, beside: Callable | None = None) -> Callable:
+    """Asks how an arm of priors_* compares with the arm `base` (None: the task's own prior), p corrected over all arms.
+
+    beside: (table of runs, task) -> (words, column), a second comparison that is told and does not decide.
+    """
     def asked(plan: pd.DataFrame, records: dict) -> Asked:
         def answer(task: str) -> Answer:
             ended = evidence.final(plan, records, f"priors_{task}", task, PRIMARY)
@@ -192,13 +203,24 @@ def _priors(arm: str, base: str | None, holds: Callable[[pd.Series], bool], what
             to = base or OWN_PRIOR[task]
             row = evidence.compare(ended, to).loc[arm]
             n = int(np.count_nonzero((ended[arm] - ended[to]).notna()))
-            gap = Interval(row[f"- {to}"], row["from"], row["to"], n)
-            return n, f"{what} {said(gap)}", None if np.isnan(row["p"]) else bool(holds(row))
+            told = f"{what} {said(Interval(row[f'- {to}'], row['from'], row['to'], n))}"
+            if beside:
+                words, column = beside(ended, task)
+                told += f"; {words} {said(paired(ended[arm].to_numpy(float), column.to_numpy(float)).difference)}"
+            return n, told, None if np.isnan(row["p"]) else bool(holds(row))
 
         tasks = [name.partition("_")[2] for name in dict.fromkeys(plan["experiment"]) if name.startswith("priors_")]
         return [(task, [f"priors_{task}"], lambda task=task: answer(task)) for task in tasks]
 
     return asked
+
+
+def _less_own(ended: pd.DataFrame, task: str) -> tuple[str, pd.Series]:
+    return "less the task's own prior", ended[OWN_PRIOR[task]]
+
+
+def _less_others(ended: pd.DataFrame, task: str) -> tuple[str, pd.Series]:
+    return "less the mean of the other priors", ended.drop(columns=["grpo", "ceiling", "too_high"]).mean(axis=1, skipna=False)
 
 
 def _on_text_to_image(experiment: str, answer: Callable[[pd.DataFrame, dict], Answer]) -> Callable:
@@ -208,8 +230,9 @@ def _on_text_to_image(experiment: str, answer: Callable[[pd.DataFrame, dict], An
 ASKED: dict[str, Callable[[pd.DataFrame, dict], Asked]] = {
     "H1": _beats_grpo, "H2": _pace, "H3": _gaming, "H4": _mix, "H5": _signal, "H6": _alpha, "H7": _range, "H8": _size,
     "H9": _priors("empirical_bayes", None, lambda row: row["to"] >= 0 or row["p"] >= 0.05, "accuracy, less the task's own prior"),
-    "H10": _priors("ceiling", "grpo", lambda row: row["from"] > 0 and row["p"] < 0.05, "accuracy, less GRPO"),
-    "H11": _priors("too_high", "running_mean", lambda row: row["to"] < 0 and row["p"] < 0.05, "accuracy, less the running mean"),
+    "H10": _priors("ceiling", "grpo", lambda row: row["from"] > 0 and row["p"] < 0.05, "accuracy, less GRPO", _less_own),
+    "H11": _priors("too_high", "running_mean", lambda row: row["to"] < 0 and row["p"] < 0.05, "accuracy, less the running mean",
+                  _less_others),
     "H12": _on_text_to_image("failure_modes", failures.noise),
     "H13": _on_text_to_image("failure_normalisation", failures.normalisation),
     "H14": _on_text_to_image("signatures", failures.signs),

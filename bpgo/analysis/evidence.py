@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..records import CHECKOUT
-from .runs import smooth
-from .statistics import bootstrap_mean, first_reaching, holm, level_with_best, oscillation, paired
+from .runs import first_reaching, oscillation, smooth
+from .statistics import bootstrap_mean, holm, level_with_best, paired
 
 PRIMARY = "accuracy_specified"  # the measure of the plan
 RESULTS = CHECKOUT / "reproduce" / "results" / "study"
@@ -106,7 +106,7 @@ def pace(plan: pd.DataFrame, records: dict, experiment: str, task: str) -> dict[
     """How fast and how restless the training reward of each arm is: arm -> (early, oscillation), each (seeds,), no unit.
 
     Both over the rise that GRPO's runs make on average, of means over a tenth of a run. early: how much of it is made in the first half;
-    oscillation: see `statistics`. Empty where GRPO is not recorded, or does not rise.
+    oscillation: see `runs`. Empty where GRPO is not recorded, or does not rise.
     """
     logged = curves(plan, records, experiment, task, "reward")
     if "grpo" not in logged:

@@ -12,7 +12,8 @@ import pandas as pd
 from .. import guards
 from . import evidence
 from .evidence import PRIMARY
-from .statistics import holm, oscillation, paired, said
+from .runs import oscillation
+from .statistics import holm, paired, said
 
 NOISES = ("noise_ambiguous", "noise")
 
@@ -35,9 +36,12 @@ def noise(plan: pd.DataFrame, records: dict) -> tuple[int, str, bool | None]:
 def normalisation(plan: pd.DataFrame, records: dict) -> tuple[int, str, bool | None]:
     """Does CRT without group normalisation follow fewer samples, or does its gradient vary more, in every run?"""
     parts, apart = [], {"effective_sample_size": True, "grad_norm": True}  # in every run, with the clean reward and with the wrong one
+    done = plan[plan["run"].isin(list(records))]
+    seeds = done["seed"][done["experiment"] == "failure_normalisation"]  # the clean runs with normalisation have more
+    done = done[done["seed"].isin(seeds)]
     for name, form in (("effective_sample_size", "effective samples of 12"), ("grad_norm", "variation of the gradient's norm")):
         places = ("failure_normalisation", "ablation", "failure_modes")
-        raw, clean, wrong = (evidence.curves(plan, records, place, "t2i", name) for place in places)
+        raw, clean, wrong = (evidence.curves(done, records, place, "t2i", name) for place in places)
         for corruption, usual in (("none", clean.get("crt")), ("heavy_tails", wrong.get("name=crt corruption=heavy_tails"))):
             without = raw.get(f"name=crt rule=raw corruption={corruption}")
             if without is None or usual is None:
@@ -62,7 +66,7 @@ def signs(plan: pd.DataFrame, records: dict) -> tuple[int, str, bool | None]:
     told += f"trained reward up and held-out reward down, {gamed['misalignment']} misaligned and {gamed['healthy']} healthy; "
     told += f"second differences of the reward {np.mean(jerk['oscillation']):.3f} oscillating, {np.mean(jerk['healthy']):.3f} healthy"
     shown = stalled["stagnation"] == gamed["misalignment"] == n and min(jerk["oscillation"]) > max(jerk["healthy"])
-    return n, told, bool(shown and not stalled["healthy"] and not gamed["healthy"])
+    return n, told, bool(shown and not stalled["healthy"])
 
 
 def _stalls(run: dict) -> bool:

@@ -45,6 +45,32 @@ def smooth(steps: np.ndarray, values: np.ndarray, width: int) -> tuple[np.ndarra
     return steps[width - 1 :], windows.mean(-1)
 
 
+def oscillation(curve: np.ndarray, rise: np.ndarray | float | None = None) -> np.ndarray:
+    """How restless learning curves (..., T) are: RMS of curve[t + 1] - 2 curve[t] + curve[t - 1] over the rise; (...), no unit, >= 0.
+
+    Independent noise of standard deviation s has sqrt(6) s / rise, a straight curve 0. The rise is the mean of the last fifth minus that
+    of the first, unsigned, unless (...) are given in the curve's unit: give one for all objectives where they are compared, or one that
+    learns less will seem less steady. Infinite where the rise is 0, NaN for a constant curve. ValueError for T < 3.
+    """
+    curve = np.asarray(curve, dtype=float)
+    if curve.ndim < 1 or curve.shape[-1] < 3:
+        raise ValueError(f"a curve needs 3 points or more to oscillate, got shape {curve.shape}")
+    fifth = max(curve.shape[-1] // 5, 1)
+    own = np.abs(curve[..., -fifth:].mean(-1) - curve[..., :fifth].mean(-1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.sqrt((np.diff(curve, 2) ** 2).mean(-1)) / (own if rise is None else np.asarray(rise, dtype=float))
+
+
+def first_reaching(iterations: np.ndarray, curve: np.ndarray, target: float, width: int) -> float:
+    """The first of iterations (T,) at which the mean of the last `width` values of curve (T,) is `target` or more; NaN if it never is. A
+    window with a NaN reaches nothing. ValueError for a width outside [1, T]."""
+    iterations, curve = np.asarray(iterations), np.asarray(curve, dtype=float)
+    if curve.ndim != 1 or iterations.shape != curve.shape or not 1 <= width <= len(curve):
+        raise ValueError(f"expected iterations and curve (T,) and width in [1, T], got {iterations.shape}, {curve.shape} and {width}")
+    at, means = smooth(iterations, curve, width)
+    return next(iter(at[means >= target].tolist()), np.nan)
+
+
 def scores(runs: Sequence[Run], which: int = -1) -> dict[str, np.ndarray]:
     """{metric: (seeds, P)} of one evaluation: 0 is the one before training, -1 the last."""
     tables = [run.evaluations[which]["scores"] for run in runs]

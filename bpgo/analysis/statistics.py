@@ -1,4 +1,4 @@
-"""The statistics of the study: intervals over seeds, paired comparisons corrected for their number, rank measures, curves, groups.
+"""The statistics of the study: intervals over seeds, paired comparisons corrected for their number, rank measures, groups.
 
 From `SMALL` independent units (seeds, clusters) on, an interval is the expanded percentile bootstrap (Hesterberg 2015, The American
 Statistician 69:371): quantiles at Phi(-sqrt(n / (n - 1)) t), t Student's quantile. Below, resampling can not do it: resamples lie between
@@ -18,8 +18,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 from scipy.special import ndtr, stdtr, stdtrit
-
-from .runs import smooth
 
 SMALL = 10  # with fewer independent units, intervals are t intervals
 
@@ -68,13 +66,26 @@ def rank_correlation(x: ndarray, y: ndarray, clusters: ndarray | None = None, co
     intervals over 5 to 30 clusters covered 94-97 %, and 93-95 % for `auroc`.
     """
     unit, x, y = _complete(clusters, x=x, y=y)
+    return _interval(lambda weights: _spearman(x, y, weights), unit, confidence, resamples, seed, limits=(-1, 1))
 
-    def spearman(weights: ndarray) -> ndarray:
-        total, a, b = weights.sum(1, keepdims=True), _below(x, weights), _below(y, weights)
-        a, b = a - (weights * a).sum(1, keepdims=True) / total, b - (weights * b).sum(1, keepdims=True) / total
-        return (weights * a * b).sum(1) / np.sqrt((weights * a * a).sum(1) * (weights * b * b).sum(1))
 
-    return _interval(spearman, unit, confidence, resamples, seed, limits=(-1, 1))
+def rank_correlation_gain(x: ndarray, other: ndarray, y: ndarray, clusters: ndarray | None = None, resamples=2000, seed=0) -> Interval:
+    """Spearman's correlation of x and y (n,) less that of `other` (n,) and y, over the same points and resamples; in [-2, 2]. As above."""
+    unit, x, other, y = _complete(clusters, x=x, other=other, y=y)
+    return _interval(lambda weights: _spearman(x, y, weights) - _spearman(other, y, weights), unit, 0.95, resamples, seed, limits=(-2, 2))
+
+
+def partial_rank_correlation(x: ndarray, y: ndarray, given: ndarray, clusters: ndarray | None = None, resamples=2000, seed=0) -> Interval:
+    """Correlation, in [-1, 1], of what is left of the ranks of x and y (n,) when a straight line through those of `given` (n,) is taken
+    from both. As above; NaN where one is constant, or in the order of `given` throughout, or of its reverse."""
+    unit, x, y, given = _complete(clusters, x=x, y=y, given=given)
+
+    def partial(weights: ndarray) -> ndarray:
+        xy, xz, yz = _spearman(x, y, weights), _spearman(x, given, weights), _spearman(y, given, weights)
+        left = (1 - xz**2) * (1 - yz**2)
+        return (xy - xz * yz) / np.sqrt(np.where(left > 1e-12, left, np.nan))
+
+    return _interval(partial, unit, 0.95, resamples, seed, limits=(-1, 1))
 
 
 def auroc(score: ndarray, positive: ndarray, clusters: ndarray | None = None, confidence=0.95, resamples=2000, seed=0) -> Interval:
@@ -116,6 +127,18 @@ def level_with_best(values: ndarray, higher_is_better: bool = True, alpha: float
     equal: small differences are not seen. A cell without values is not level; where nothing tells cells apart from noise (one seed; or no
     seed in common with the best, nor by way of other cells), cells are.
     """
+    return _tukey(values, higher_is_better, alpha)[0]
+
+
+def least_lead_seen(values: ndarray, alpha: float = 0.05) -> float:
+    """Tukey's honest significant difference: by how much a cell's mean must exceed another's for `level_with_best` to tell them apart, in
+    the unit of values (cells, seeds). The median over cells where seeds are missing; NaN where nothing can be told apart."""
+    margin = _tukey(values, True, alpha)[1]
+    return float(np.median(margin)) if margin.size else np.nan
+
+
+def _tukey(values: ndarray, higher_is_better: bool, alpha: float) -> tuple[ndarray, ndarray]:
+    """(cells,) of bool as in `level_with_best`, and the margins of the cells that can be compared with the best one."""
     values = np.asarray(values, dtype=float) * (1 if higher_is_better else -1)
     if values.ndim != 2 or not values.size or np.isinf(values).any():
         raise ValueError(f"values must be (cells, seeds), finite or NaN, got shape {values.shape}, {np.isinf(values).sum()} infinite")
@@ -124,7 +147,7 @@ def level_with_best(values: ndarray, higher_is_better: bool = True, alpha: float
     design = np.hstack([cell[:, None] == np.arange(len(values)), seed[:, None] == np.arange(values.shape[1])]).astype(float)
     freedom = len(cell) - np.linalg.matrix_rank(design)
     if cells < 2 or freedom < 1:
-        return level
+        return level, np.empty(0)
     inverse, observed = np.linalg.pinv(design), values[cell, seed] - np.nanmean(values)
     effects = inverse @ observed
     best = np.where(count == count.max(), effects[: len(values)], -np.inf).argmax()
@@ -132,33 +155,8 @@ def level_with_best(values: ndarray, higher_is_better: bool = True, alpha: float
     seen = np.isclose(contrasts @ inverse @ design, contrasts, atol=1e-6).all(1)  # seeds in common, or by way of other cells
     scale = np.sqrt(((observed - design @ effects) ** 2).sum() / freedom * ((contrasts @ inverse) ** 2).sum(1))
     margin = _studentized_range(1 - alpha, cells, freedom) / np.sqrt(2) * scale
-    return level & ~(seen & (contrasts @ effects > margin + 1e-9 * np.ptp(observed)))
-
-
-def oscillation(curve: ndarray, rise: ndarray | float | None = None) -> ndarray:
-    """How restless learning curves (..., T) are: RMS of curve[t + 1] - 2 curve[t] + curve[t - 1] over the rise; (...), no unit, >= 0.
-
-    Independent noise of standard deviation s has sqrt(6) s / rise, a straight curve 0. The rise is the mean of the last fifth minus that
-    of the first, unsigned, unless (...) are given in the curve's unit: give one for all objectives where they are compared, or one that
-    learns less will seem less steady. Infinite where the rise is 0, NaN for a constant curve. ValueError for T < 3.
-    """
-    curve = np.asarray(curve, dtype=float)
-    if curve.ndim < 1 or curve.shape[-1] < 3:
-        raise ValueError(f"a curve needs 3 points or more to oscillate, got shape {curve.shape}")
-    fifth = max(curve.shape[-1] // 5, 1)
-    own = np.abs(curve[..., -fifth:].mean(-1) - curve[..., :fifth].mean(-1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.sqrt((np.diff(curve, 2) ** 2).mean(-1)) / (own if rise is None else np.asarray(rise, dtype=float))
-
-
-def first_reaching(iterations: ndarray, curve: ndarray, target: float, width: int) -> float:
-    """The first of iterations (T,) at which the mean of the last `width` values of curve (T,) is `target` or more; NaN if it never is. A
-    window with a NaN reaches nothing. ValueError for a width outside [1, T]."""
-    iterations, curve = np.asarray(iterations), np.asarray(curve, dtype=float)
-    if curve.ndim != 1 or iterations.shape != curve.shape or not 1 <= width <= len(curve):
-        raise ValueError(f"expected iterations and curve (T,) and width in [1, T], got {iterations.shape}, {curve.shape} and {width}")
-    at, means = smooth(iterations, curve, width)
-    return next(iter(at[means >= target].tolist()), np.nan)
+    worse = seen & (contrasts @ effects > margin + 1e-9 * np.ptp(observed))
+    return level & ~worse, margin[seen & level & (np.arange(len(values)) != best)]
 
 
 def variance_share(rewards: ndarray, truth: ndarray) -> ndarray:
@@ -205,6 +203,13 @@ def _interval(statistic: Callable, unit: ndarray, confidence: float, resamples: 
             level = ndtr(-np.sqrt(n / (n - 1)) * quantile)
             bounds = np.quantile(found[~np.isnan(found)], [level, 1 - level]) if not np.isnan(found).all() else np.full(2, np.nan)
     return Interval(middle, *np.clip(bounds, *limits).tolist(), n)
+
+
+def _spearman(x: ndarray, y: ndarray, weights: ndarray) -> ndarray:
+    """Spearman's correlation of x and y (n,) with each of weights (B, n); (B,)."""
+    total, a, b = weights.sum(1, keepdims=True), _below(x, weights), _below(y, weights)
+    a, b = a - (weights * a).sum(1, keepdims=True) / total, b - (weights * b).sum(1, keepdims=True) / total
+    return (weights * a * b).sum(1) / np.sqrt((weights * a * a).sum(1) * (weights * b * b).sum(1))
 
 
 def _below(values: ndarray, weights: ndarray) -> ndarray:
