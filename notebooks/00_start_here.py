@@ -17,7 +17,7 @@
 # # 0. How can a score teach a generator?
 # *Ten seconds on one CPU core; fifteen minutes to read. Nothing is assumed but some Python and torch.*
 #
-# A generator of pictures learns from examples. It can also learn from *scores*: let it draw, have each drawing scored, make good drawings more likely. This page does that from nothing, in bare torch, with a generator so small that you can see all it does: its "picture" is a single point in the plane. The ideas are those that train FLUX and Wan.
+# A generator of pictures learns from examples. It can also learn from *scores*: let it draw, have each drawing scored, make good drawings more likely. This page does that from nothing, in bare torch, with a generator so small that you can see all it does: its "picture" is a single point in the plane. The ideas are those that train FLUX, a generator of pictures, and Wan, one of videos.
 #
 # Afterwards you can say what a reward, a group and an advantage are, write one iteration of GRPO, and see how a slight error of the score ruins a prompt that leaves something open.
 #

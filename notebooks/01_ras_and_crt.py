@@ -185,7 +185,7 @@ _ = record("ras_and_crt", table, output, context=context)
 # `lasting` is what averaging left above, `w_k1` the weight at `k = 1`, `turned` the share of pairs that CRT reverses, as scored and in standard deviations; the last four columns are the size of each group's gradient (of `crt`: `A + beta * A~`). RAS sets "a shape" and "a red circle" further apart than BPGO: the CRT term is normalised anew, and `w` does not multiply it.
 #
 # ## Turn the knobs
-# A panel shows the effective advantages, a line per prompt (solid: real differences, dashed: noise).
+# A panel shows the effective advantages, `w * A + beta * A~`, a line per prompt (solid: real differences, dashed: noise).
 
 # %%
 def explore(alpha=alpha, kappa=kappa, lam=lam, prior=prior, beta=beta, ax=None, title=""):

@@ -20,7 +20,7 @@
 # # 2. What does a text-to-image model learn from a reward, and what does it lose?
 # *About 4 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebook 1 first.*
 #
-# We train one small FLUX pipeline four times, from the same weights, prompts and noise, with GRPO, RAS, CRT and BPGO. A reward model, a small CLIP, steers the training. Two judges do not: a second reward model, **held out**, and an **oracle**, a program that reads shapes, colours, sizes and places back from a picture and so knows what is right.
+# We train one small FLUX *pipeline* (text encoder, flow model, decoder of pictures) four times, from the same weights, prompts and noise, with GRPO, RAS, CRT and BPGO. A reward model, a small CLIP (a network that says how well a picture fits a text), steers the training. Two judges do not: a second reward model, **held out**, and an **oracle**, a program that reads shapes, colours, sizes and places back from a picture and so knows what is right.
 #
 # Afterwards you can train these objectives on a diffusers pipeline of your own, tell learning from gaming the reward, and say how little one seed decides.
 #
