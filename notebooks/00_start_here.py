@@ -86,13 +86,13 @@ plt.show()  # alt: Five panels of dots, one a prompt. The four clear prompts cro
 
 # %% [markdown]
 # ## A flow
-# Our generator is a **flow model**, as FLUX and Wan are. In training, a point was mixed with noise, $x_\sigma = (1-\sigma)\,x_0 + \sigma\,\varepsilon$, and a network learned the **velocity** $v = \varepsilon - x_0$, the direction from the point to the noise. To draw, start from noise and walk against it, step by step, until $\sigma = 0$.
+# Our generator is a **flow model**, as FLUX and Wan are. In training, a point $x_0$ was mixed with noise $\varepsilon$ at a level $\sigma$ from 0 to 1, $x_\sigma = (1-\sigma)\,x_0 + \sigma\,\varepsilon$, and a network learned the **velocity** $v = \varepsilon - x_0$, the direction from the point to the noise. To draw, start from noise and walk against it, step by step, until $\sigma = 0$.
 #
 # ## A reward
 # The score of a drawing is its **reward**, higher is better. Ours is near 1 at the corner that was asked for, about .3 at its neighbours and .1 across. For "anywhere" all corners should count the same, but this score has a **taste**: it adds a tenth of the horizontal position. Real reward models have many such tastes.
 #
 # ## A group
-# A reward by itself says little: is 0.6 good for this prompt? So draw several times for one prompt, a **group**, and compare. The **advantage** is the reward less the group's mean, over the group's standard deviation (equation 1 of the paper below). Less the mean: "good" becomes "better than usual for this prompt". Over the spread: prompts whose rewards have different scales count equally. That is also its flaw, as you will see.
+# A reward by itself says little: is 0.6 good for this prompt? So draw several times for one prompt, a **group**, and compare. The **advantage** is the reward less the group's mean, over the group's standard deviation (equation 1 of the BPGO paper). Subtracting the mean: "good" becomes "better than usual for this prompt". Dividing by the spread: prompts whose rewards have different scales count equally. That is also its flaw, as you will see.
 #
 # **Before you run:** the rewards of "anywhere" will differ much less than the others. How large will its advantages be?
 
@@ -113,14 +113,14 @@ figure, [[left, right]] = plots.new_figure(1, 2, (9, 2.8), sharey=True)
 plots.strips(left, rewards, torch.ones_like(rewards).bool(), prompts)
 plots.strips(right, group_advantages(rewards), torch.ones_like(rewards).bool(), prompts)
 plots.labelled(left, "a dot a drawing", "reward (no unit)")
-plots.labelled(right, "", "advantage (standard deviations of the group)")
+plots.labelled(right, "the same, after equation 1", "advantage (standard deviations of the group)")
 plt.show()  # alt: Rewards and advantages, a row of dots a prompt: the rewards of 'anywhere' lie close together, its advantages spread as wide as all others.
 
 # %% [markdown]
 # As large as everybody's. Dividing by the spread makes all groups equally loud, whether their differences mean anything or not. Keep that in mind.
 #
 # ## A gradient
-# To make a drawing more likely we need its probability. The walk above has none: it is deterministic. So each step gets fresh noise of size $s$. Alone that would spread the points too widely; but $x + (1-\sigma)v$ is the network's guess of the noise in $x$, and each step takes $s^2/2\sigma$ of it away, which makes room for the new (Flow-GRPO). Now a step is a draw from a normal distribution, and its log-probability is, up to a constant, minus the squared distance from the mean over twice the squared width. The **policy gradient** raises the log-probability of every step of a good drawing and lowers that of a bad one, in proportion to the advantage. That is all of **GRPO**.
+# To make a drawing more likely we need its probability. The walk above has none: it is deterministic. So each step, of length $\Delta$, gets fresh noise of width $s\sqrt{\Delta}$. Alone that would spread the points too widely; but $x + (1-\sigma)v$ is the network's guess of the noise in $x$, and each step takes $\Delta\,s^2/2\sigma$ of it away, which makes room for the new (Flow-GRPO). Now a step is a draw from a normal distribution, and its log-probability is, up to a constant, minus the squared distance from the mean over twice the squared width. The **policy gradient** raises the log-probability of every step of a good drawing and lowers that of a bad one, in proportion to the advantage. That is all of group relative policy optimisation, **GRPO** (the *policy* is the generator).
 #
 # (The *ratio* is the step's probability now over that when it was drawn. Its value is 1 here, its gradient that of the log-probability. When one set of drawings serves several updates it leaves 1, and is clipped near it, so that no update goes too far.)
 
@@ -150,7 +150,7 @@ def iteration(optimiser):
 
 # %% [markdown]
 # ## Learning
-# **Before you run:** what will the drawings of "lower left" look like after training? And those of "anywhere", nearly all of which were right from the start?
+# **Before you run:** what will the drawings of "lower left" look like after training? And those of "anywhere", where every corner was right from the start?
 
 # %%
 optimiser = torch.optim.AdamW(network.parameters(), 1e-3)
@@ -158,22 +158,22 @@ curve = torch.stack([iteration(optimiser) for _ in range(iterations)])
 figure, axes = plots.new_figure(1, 5, (10, 2.3))
 after = draw(asked)
 show(axes[0], after, "after")
-plt.show()  # alt: The five panels after training: one small crowd at each corner asked for, and for 'anywhere' a line on the right side only.
+plt.show()  # alt: The five panels after training: one small crowd at each corner asked for, and for 'anywhere' a line, nearly all of it on the right.
 figure, [[ax]] = plots.new_figure(1, 1, (6, 2.8))
 smooth = curve.unfold(0, 2, 1).mean(2) if iterations < 10 else curve.unfold(0, 8, 1).mean(2)
 for values, name, dashes in zip(smooth.T, prompts, ("-", "--", "-.", ":", "-"), strict=True):
     ax.plot(values, linestyle=dashes, color="0.6" if name == "anywhere" else "black", label=name)
 ax.legend(frameon=False, fontsize=8)
-plots.labelled(ax, "means of eight iterations, from the one shown on", "iteration", "mean reward of a group")
+plots.labelled(ax, "a point is the mean of that iteration and the next seven", "iteration", "mean reward of a group")
 plt.show()  # alt: Mean reward of each of the five prompts against iterations: all rise.
 
 # %% tags=["nbval-check-output"]
 from bpgo.records import record
 
 
-def found(drawings):  # share of drawings nearest to the corner asked for; of "anywhere", on the right
+def found(drawings):  # share of drawings nearest to the corner asked for; of "anywhere", in the right half
     nearest = (drawings[:, None] - corners).square().sum(-1).argmin(1)
-    return {"right": (nearest == asked)[asked < 4].float().mean().item(), "anywhere, on the right": (drawings[asked == 4, 0] > 0).float().mean().item()}
+    return {"corner asked for": (nearest == asked)[asked < 4].float().mean().item(), "anywhere, right half": (drawings[asked == 4, 0] > 0).float().mean().item()}
 
 
 whole = record("start_here", {"before": found(before), "after": found(after)}, output, context={"seed": seed}, rtol=0.1)
@@ -181,8 +181,8 @@ whole = record("start_here", {"before": found(before), "after": found(after)}, o
 # %% [markdown]
 # ## Summary
 # - **GRPO**: draw a group, score it, turn scores into advantages within the group, raise the log-probability of what was above average.
-# - It worked: the four clear prompts are right nearly always. They also lost their variety: points crowd together, since nothing rewards being different.
-# - It also failed. "Anywhere" was right before; now it draws on the right only, a little beyond the corners, since the taste grows with the position, and partly between them, since a smooth walk cannot jump. A taste of 0.1 became a full-size gradient, because its group was divided by its own small spread. **The reward rose all the same.** Knowing which differences to trust is what the rest of this course is about: notebook 1 weighs groups (reliability-adaptive scaling, RAS) and sharpens rewards (contrastive reward transformation, CRT), notebook 2 trains a real FLUX pipeline.
+# - It worked: the four clear prompts are right always, or nearly. They also lost their variety: points crowd together, since nothing rewards being different.
+# - It also failed. "Anywhere" was right before; now it draws almost only on the right, a little beyond the corners, since the taste grows with the position, and partly between them, since a smooth walk cannot jump. A taste of 0.1 became a full-size gradient, because its group was divided by its own small spread. **The reward rose all the same.** Knowing which differences to trust is what the rest of this course is about: notebook 1 weighs groups (reliability-adaptive scaling, RAS) and sharpens rewards (contrastive reward transformation, CRT), notebook 2 trains a real FLUX pipeline.
 #
 # **Vary** `taste` (0, -0.1), `group_size`, `iterations`. **Where it breaks:** with `group_size` 2 an advantage is only a sign; with 600 iterations single points remain.
 #
@@ -199,7 +199,7 @@ print("largest difference between advantages:", (group_advantages(rewards) - gro
 # %% tags=["solution", "hide-cell"]
 honest = 0.9 + 0.001 * torch.randn(1, group_size)
 print("size of the advantages:", group_advantages(honest).square().mean().sqrt().item())
-# They do not: noise of any size is blown up to one standard deviation. Over many iterations it averages out, a taste does not.
+# No: noise of any size is blown up to about one standard deviation (with G drawings, the root of (G - 1)/G). Over many iterations it averages out, a taste does not.
 
 # %% [markdown] tags=["exercise"]
 # **3.** How would you weigh a group, knowing all groups' rewards, so that "anywhere" cannot be ruined? Write down a rule before you open notebook 1.
@@ -207,7 +207,7 @@ print("size of the advantages:", group_advantages(honest).square().mean().sqrt()
 # %% [markdown] tags=["solution", "hide-cell"]
 # <details><summary>One answer</summary>
 #
-# Weigh each group by its spread over the usual spread of all groups, so that "anywhere" keeps its small differences small. (Dr. GRPO does this: it leaves the division by the standard deviation out.) It helps here, where a meaningless group has a small spread; it does not help where the reward is merely noisy. The paper takes another sign of trust, a high group mean. Here "anywhere" has the highest of all, so it would be weighed up.
+# Weigh each group by its spread over the usual spread of all groups, so that "anywhere" keeps its small differences small. (Dr. GRPO does this: it leaves the division by the standard deviation out.) It helps here, where a meaningless group has a small spread; it does not where noise spreads as widely as signal. The paper takes another sign of trust, a high group mean. Here "anywhere" has the highest of all, so it would be weighed up.
 # </details>
 
 # %% [markdown]

@@ -17,7 +17,7 @@
 # # 1. Which differences in reward deserve a gradient?
 # *Half a minute on two CPU cores, no accelerator; 20 minutes to read.*
 #
-# Afterwards you can compute Bayesian Prior-Guided Optimization (BPGO) in plain torch, say when group normalisation (dividing by the group's spread) turns noise into gradient, set the sharpness `k` of its trust for a reward of any scale, and spot rewards that the method would rank upside down.
+# Afterwards you can compute Bayesian Prior-Guided Optimization (BPGO: a weight for each group, RAS, and other rewards within it, CRT) in plain torch, say when group normalisation (dividing by the group's spread) turns noise into gradient, set the sharpness `k` of its trust for a reward of any scale, and spot rewards that the method would rank upside down.
 #
 # A generator draws several pictures for one prompt, a **group**. A reward model scores each: its **reward**, higher is better. The **advantage** `A` says how far a reward stands above its group; training makes pictures with a positive one more likely, the others less.
 
@@ -62,14 +62,14 @@ def group_advantages(r):  # equation 1, guarded against division by zero
 figure, [[left, right]] = plots.new_figure(1, 2, (9, 3.2), sharey=True)
 plots.strips(left, rewards, fits, prompts)
 plots.strips(right, group_advantages(rewards), fits, prompts)
-plots.labelled(left, "What the reward model says", "reward (no unit)").axvline(prior, color="0.4", ls="--")
+plots.labelled(left, "What the reward model says (dashed: the prior)", "reward (no unit)").axvline(prior, color="0.4", ls="--")
 plots.labelled(right, "What the generator is trained on", "advantage (standard deviations of its group)")
 plt.show()  # alt: Two strip charts of four prompts. Rewards: clear prompts spread wide, ambiguous ones little. Advantages: all spread alike.
 
 # %% [markdown]
 # Solid dots fit their prompt, hollow ones do not. On the right all groups spread equally: dividing by the standard deviation gives each the same size of gradient, meaningful or not. Every picture of "a shape" is right, yet some are pushed down hard.
 #
-# What lasts? Average over 2000 fresh draws of the noise.
+# What lasts? Score the same pictures 2000 times, with fresh noise, and average each one's advantage.
 
 # %%
 def size(a):  # root mean square over a group
@@ -86,7 +86,7 @@ for name, one, lasting in zip(prompts, size(advantages), kept, strict=True):
 # For the ambiguous prompts almost nothing lasts. (A *constant* taste of the reward model, say for a colour, would not average out.)
 #
 # ## RAS: a weight for each group
-# Reliability-adaptive scaling (equations 2, 3) compares a group's mean with the **prior** (dashed above), the reward expected of a clear, typical prompt. With $p$ for the prior, the weight of a group is $w = 1 + \alpha\,(2\,\mathrm{sigmoid}(k(\bar R - p)) - 1)$, within `1 ± alpha`, and multiplies the group's loss.
+# Reliability-adaptive scaling (equations 2, 3) compares a group's mean $\bar R$ with the **prior** (dashed above), the reward expected of a clear, typical prompt. With $p$ for the prior, the weight of a group is $w = 1 + \alpha\,(2\,\mathrm{sigmoid}(k(\bar R - p)) - 1)$, within `1 ± alpha`, and multiplies the group's loss.
 #
 # **Before you run:** the page's standard deviation is about .07. What will `k = 1` do? Which of the *ambiguous* prompts will RAS trust?
 
@@ -108,7 +108,7 @@ for name, a, b in zip(prompts, w_plain, w, strict=True):
 # RAS then turns "a shape" down, but also the rare cross, whose differences are real; "something bright", pure noise, it turns *up*. The weight never looks at the noise: it assumes that a high mean goes with reliable rewards. This page breaks that half the time, by design; whether real prompts do must be measured.
 #
 # ## CRT: another reward inside the group
-# Contrastive reward transformation (equation 4) replaces each reward by $(\lambda(R - p) + 1_{R > p})\,e^R$: a slope, and a step that sets rewards above the prior apart. The result is normalised in its group like any reward, which gives `A~`. We try it on the page as scored, and in standard deviations from the prior, where rewards below the prior are negative.
+# Contrastive reward transformation (equation 4) replaces each reward by $(\lambda(R - p) + 1_{R > p})\,e^R$: a slope, and a step ($1_{R > p}$ is 1 above the prior, else 0), both times a factor that grows with the reward. The result is normalised in its group like any reward, which gives `A~`. We try it on the page as scored, and in standard deviations from the prior, where rewards below the prior are negative.
 #
 # **Before you run:** only the unit differs. Does the order of the pictures survive both times?
 
@@ -137,12 +137,12 @@ axes[1].text(-3.9, -0.03, "more than 1 below the\nprior: order reversed", va="to
 plt.show()  # alt: Transformed against plain rewards. Left: a jump at the prior. Right: a curve that falls for rewards more than 1 below the prior.
 
 # %% [markdown]
-# On the left CRT is nearly a label, above or below the prior: the step dwarfs the slope. On the right (only rewards below the prior shown) the worst no longer come last. There the slope is `lam * exp(R) * (1 + R - prior)`, negative once a reward is more than **1.0** below the prior, on whatever scale it has: `exp(R)` shrinks faster than the bracket grows. With rewards and prior in [0, 1] that cannot happen; with rewards well below zero it can.
+# On the left CRT is nearly a label, above or below the prior: the step dwarfs the slope. On the right (only rewards below the prior shown) the worst no longer come last. There the slope is `lam * exp(R) * (1 + R - prior)`, negative once a reward is more than **1.0** below the prior, whatever the reward's unit: `exp(R)` shrinks faster than the bracket grows. With rewards and prior in [0, 1] that cannot happen; with rewards well below zero it can.
 #
 # ## BPGO: both, in one update
 # Equation 5 adds the weighted loss and `beta` times the loss on transformed rewards. Both are clipped in the **ratio**, a step's probability now over that when it was drawn (here one number a picture): 1 in the first update. Clipping takes the worse of the plain and the clipped term, so nothing is gained by moving the ratio more than `clip` from 1.
 #
-# **Before you run:** two losses, a clip in each. Is that one loss with other advantages?
+# **Before you run:** two losses, a clip in each. In the first update, does GRPO with some other advantages have the same gradient?
 
 # %% tags=["nbval-check-output"]
 def surrogate(ratio, a, clip=1e-4):
@@ -158,7 +158,7 @@ torch.testing.assert_close(log_ratio.grad, -effective / rewards.numel())
 print("gradient of BPGO = gradient of GRPO with w * A + beta * A~")
 
 # %% [markdown]
-# At ratio 1, yes, and the network runs once. Later, no: above 1 + clip only a term of positive advantage stops growing, below 1 - clip only one of negative, and `A` and `A~` may differ in sign.
+# At ratio 1, yes. Later, no: `A` and `A~` may differ in sign, and then one term is clipped while the other is not.
 #
 # The package computes the same:
 
@@ -231,7 +231,7 @@ if interactive:
 # %% tags=["solution", "hide-cell"]
 for name, a in zip(prompts, size(rewards - rewards.mean(-1, keepdim=True)), strict=True):
     print(f"{name:20} {a:.3f}")
-# Each gradient has the size of its group's spread: noise counts for less than half of a signal, without any prior.
+# Each gradient has the size of its group's spread: noise counts for about a third of a signal, without any prior.
 # But updates now depend on the reward's unit, and wide groups dominate.
 
 # %% [markdown]
@@ -240,13 +240,13 @@ for name, a in zip(prompts, size(rewards - rewards.mean(-1, keepdim=True)), stri
 # %% tags=["solution", "hide-cell"]
 print("weights", *(f"{w:.2f}" for w in ras_weights(rewards, 0.8, alpha, k)))
 print("rewards above the prior:", (rewards > 0.8).sum().item())
-# All weights are below 1, which is a smaller learning rate and no more. No reward passes the prior, so the step is gone.
+# All weights are below 1 and nearly alike: RAS hardly tells groups apart. No reward passes the prior, so the step is gone.
 
 # %% [markdown]
 # ## Summary
 # - Group normalisation gives pure noise as much gradient as a signal.
 # - RAS weights groups by mean reward, which *stands for* reliability.
-# - CRT labels pictures above or below the prior, and reverses those more than one unit below.
+# - CRT labels pictures above or below the prior, and reverses the order of rewards more than 1 below it.
 # - At ratio 1, BPGO is GRPO with advantages `w * A + beta * A~`.
 #
 # **Vary** `noise`, `group_size` and `seed`. **Where it breaks:** rewards are invented and nothing is trained. To see which method is better takes training, several seeds, and rewards that training never saw.

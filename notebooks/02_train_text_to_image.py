@@ -35,7 +35,7 @@ evaluate_every: int = 10  # iterations between evaluations
 checkpoint: str = ""  # pipeline to start from, a folder or hub id; empty, the preset's
 overrides: list = []  # more settings, written as for python -m bpgo train
 output: str = ""  # folder for the record and the runs; empty, a temporary one
-processes: int = 1  # how many train a run together, one a GPU, before all else
+processes: int = 1  # how many train a run together, one a GPU
 interactive: bool = False  # a slider through the prompts, in Jupyter
 
 # %%
@@ -55,7 +55,7 @@ study.preflight()  # files, disk and memory that the runs need; stops with the r
 start = study.start()  # a bpgo.trainer.Trainer, with the preset's settings
 config, prompts, before = start.config, start.evaluation_prompts, start.evaluate()
 facts = runs.prompt_facts(config.evaluation.prompts or config.prompts, prompts)
-order = np.argsort(-facts["level"], kind="stable")  # from clear to ambiguous
+order = np.argsort(-facts["level"], kind="stable")  # from clear to ambiguous; level: share of attributes that are named
 rewards = before.scores["reward"]  # (prompts, samples)
 advantages = group_advantages(rewards)
 clear, vague = runs.clear_and_vague(facts["level"], rewards)
@@ -77,7 +77,7 @@ print(len(seeds) * len(objectives), "runs of", iterations, "iterations")
 
 # %% [markdown]
 # ## Before and after
-# **Before you look:** the noise is the same in each row. Which rows should change: the clear ones, where the model errs, or the ambiguous ones, where it hardly can?
+# **Before you look:** the noise is the same across a row. Which rows will change: the clear ones, where the model errs, or the ambiguous ones, where it hardly can?
 
 # %%
 def mosaic(pixels):  # the samples of a prompt in two rows, a white line between them
@@ -103,7 +103,7 @@ if not interactive:
     study.keep(compare([clear, *(one_each[1:] if len(one_each) > 1 else order[1:5])]), "samples")  # alt: Samples of five prompts, from clear to ambiguous, before training and after each of four objectives.
 
 # %% [markdown]
-# `R` is the mean reward of the four pictures, `right` the share that shows all its prompt says. All rows change, since they share the weights. Where `R` rises and `right` falls in a row, the reward is being gamed. For a slider through all prompts, set `interactive = True`.
+# `R` is the mean reward of the four pictures, `right` the share that shows all its prompt says. All rows change, since they share the weights. Where `R` rises and `right` falls, suspect gaming; four pictures prove nothing. For a slider through all prompts, set `interactive = True`.
 
 # %% tags=["nbval-skip"]
 if interactive:
@@ -119,20 +119,20 @@ if interactive:
 study.keep(figures.curves(logs, [m for m in ("reward", "held_out", "accuracy") if m in before.scores]), "curves")  # alt: Curves of training reward, held-out reward and oracle accuracy against iterations, a line an objective.
 
 # %% [markdown]
-# On the left, all objectives see the same prompts at the same iteration, so the curves (means over a tenth of the run) share their ups and downs: compare them with one another. Gaming shows as a rising reward over a flat or falling judge. Here the held-out reward rises too.
+# On the left, all objectives see the same prompts at the same iteration, so the curves (means over a tenth of the run) share their ups and downs: compare them with one another. Gaming shows as a rising reward over a flat or falling judge. Here the held-out reward rises too, accuracy less clearly.
 #
 # ## Where is it learned?
-# The share of attributes that a prompt names is its level: 1 leaves nothing open, 0 is "a shape". **Diversity** counts how much the pictures of one prompt differ in what it leaves open: 1 as in the world's own pictures, 0 all alike; at level 1 nothing is open, and there is none. Levels are rounded to quarters.
+# The share of attributes that a prompt names is its level: 1 leaves nothing open, 0 is "a shape". **Diversity** counts how much the pictures of one prompt differ in what it leaves open: 1 as in the world's own pictures, 0 all alike; at level 1 nothing is open, and there is none. Levels are rounded to quarters (a few prompts could name five attributes).
 #
 # **Before you look:** GRPO works as hard on noise as on signal. At which levels could that do harm, and which measure would show it?
 
 # %%
 first, parts = runs.outcome(logs, facts["bits"])  # metric -> (seeds, prompts), before and by objective
 if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "diversity") if m in first] or ["reward"]):
-    plt.show()  # alt: Accuracy and diversity against the level of ambiguity, before training and after each objective.
+    plt.show()  # alt: Accuracy and diversity against the level, before training and after each objective.
 
 # %% [markdown]
-# Where every picture was right from the start, accuracy can hardly fall; diversity can, and that is where noise does its harm.
+# At level 0 nearly every picture was right from the start: accuracy can hardly fall, but diversity can. Here it falls at other levels too; whether by more than chance, see below.
 #
 # ## Whom does RAS trust?
 # Equation 2 weighs a group by its mean reward against the prior: here not a fixed number as in notebook 1, but a running mean of all rewards so far. On the left the weights of training: the line is the mean over groups, the band their range. On the right the weight of each evaluation prompt before training, with the mean of all rewards as prior; the darker, the more of its pictures are right.
@@ -154,10 +154,10 @@ for name, values in others.items():
     print(f"rank correlation of the weight with {name}: {spearmanr(weights, values).statistic:+.2f}")
 
 # %% [markdown]
-# A prompt is trusted for a high mean reward, whatever its cause. Prompts of level 0 sit just below 1: every picture fits them a little. The smallest weights go to prompts that the model gets *wrong*, clear ones included. So the weight mixes clarity with what the model can do.
+# It follows the level somewhat; but a prompt is trusted for a high mean reward, whatever its cause. (GRPO and CRT have no weights.) The smallest weights go to prompts that the model gets *wrong*, clear ones included. So the weight mixes clarity with what the model can do.
 #
 # ## What is it worth?
-# Each number below is a paired difference on the same prompts and noise, with its 95 % t interval: one that holds 0 shows no difference. `accuracy` is the share of pictures that are right, `accuracy_specified` that of prompts which leave nothing open, `distance` how far a picture is from the nearest clean drawing (less is better).
+# Each number below is a paired difference on the same prompts and noise, with its 95 % t interval: one that holds 0 does not show a difference. `accuracy` is the share of pictures that are right, `accuracy_specified` that of prompts which leave nothing open, `distance` how far a picture is from the nearest clean drawing (less is better).
 
 # %%
 print(runs.comparison(parts, first))
@@ -167,22 +167,23 @@ spent, table = runs.seconds(logs)
 print(table)
 
 # %% [markdown]
-# With one seed the interval covers other *prompts*, not another *training*, and trainings differ: **one seed decides nothing**. `make reproduce ARGS="--profile foundations"` trains three seeds for 100 iterations, with intervals over seeds (`reproduce/results/foundations/`); go by that. Times are of runs one after the other, on a machine that was not equally busy; side by side (`python -m bpgo bench`) the objectives cost the same, since all share one forward pass.
+# So what did 20 iterations win and lose? Both rewards rise, the one of training and the held-out one; accuracy is not told apart from no change; the pictures move away from the world's (`distance`); diversity falls clearly with RAS alone.
+#
+# But with one seed the interval covers other *prompts*, not another *training*, and trainings differ: **one seed decides nothing**. `make reproduce ARGS="--profile foundations"` trains three seeds for 100 iterations, with intervals over seeds (`reproduce/results/foundations/`); go by that. Times are of runs one after the other; side by side (`python -m bpgo bench`) the objectives cost the same, since all share one forward pass.
 
 # %% tags=["nbval-check-output"]
 study.record("text_to_image", first, parts, spent)
 
 # %% [markdown]
 # ## Exercises
-# **1.** Make RAS ten times as sharp: `kappa = 10`. What becomes of the weights of the groups before training, and of clear prompts that the model gets wrong?
+# **1.** Make RAS ten times as sharp: `kappa = 10`. What becomes of the weights of the groups before training, and of those of clear prompts with low rewards?
 
 # %% tags=["solution", "hide-cell"]
 sharp = ras_weights(rewards, rewards.mean(), o.alpha, sharpness(None, 10.0, rewards))
-print("quartiles of the weights:", *(f"{w:.2f}" for w in sharp.quantile(torch.linspace(0, 1, 5))))
+print("weights, least, quartiles and largest:", *(f"{w:.2f}" for w in sharp.quantile(torch.linspace(0, 1, 5))))
 below = (rewards.mean(1) < rewards.mean()) & torch.from_numpy(facts["level"] == 1)
 print(f"clear prompts with low rewards: {below.sum()} of {(facts['level'] == 1).sum()}, mean weight {sharp[below].mean():.2f}")
-# Most weights are near their ends. Groups below the prior count a third of those above it, whether vague, or clear and badly drawn:
-# the model practises what it can already do.
+# Half of the weights are near their ends. Groups below the prior count a third of those above it, whether vague, or clear and badly drawn.
 
 # %% [markdown]
 # **2.** Which settings of RAS and CRT make BPGO plain GRPO? Check it on the advantages.
@@ -197,11 +198,11 @@ print("alpha = 0 and beta = 0: the same advantages")
 # %% [markdown]
 # ## Summary
 # - A rising training reward is no evidence by itself; judges that training never saw are.
-# - The mean hides where things happen: look by level of ambiguity, at accuracy *and* diversity.
+# - The mean hides where things happen: look by level, at accuracy *and* diversity.
 # - RAS trusts groups with a high mean reward, for whatever reason it is high.
 # - Differences need several seeds.
 #
-# **Vary** `seeds`, `iterations` (100 in the preset), `objective.kappa`, `objective.lam`, `prior.kind`. **Where it breaks:** in a long run shapes dissolve while rewards rise, and diversity falls: watch `distance`; with another scale of reward, `lam` means something else; this model is tiny and what holds here need not hold for FLUX.1-dev.
+# **Vary** `seeds`, `iterations` (100 in the preset), `objective.kappa`, `objective.lam`, `prior.kind`. **Where it breaks:** shapes dissolve while rewards rise (golden, above), more in a long run, and diversity falls: watch `distance`; with another scale of reward, `lam` means something else; this model is tiny and what holds here need not hold for FLUX.1-dev.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): group advantage (1), RAS (2, 3), CRT (4), objective (5).
