@@ -30,7 +30,7 @@
 #
 # Afterwards you can tell which wrong rewards each part of BPGO withstands, and which failures a logged number gives away.
 #
-# The first picture is the whole experiment on text-to-image: a row an objective, a column a corruption, in each cell the accuracy that training with the wrong reward leaves. The first column is the reward as it is. Darker is better.
+# The first picture is the whole experiment on text-to-image: a row an objective, a column a corruption, in each cell the accuracy that training with the wrong reward leaves. Darker is better.
 
 # %% tags=["parameters"]
 measure: str = "accuracy_specified"  # the primary measure; any other of the records
@@ -62,7 +62,7 @@ print(evidence.state(plan, records))
 # **Before you read on:** ten times the scale, or another origin, changes nothing in what a reward says. Which objectives should not notice (notebook 1)? And against which noise could RAS help: everywhere, or on ambiguous prompts only?
 #
 # ## Does RAS protect, does CRT amplify? (H12)
-# H12 says: under noise on ambiguous prompts RAS loses less than GRPO; under noise CRT loses more than GRPO, and BPGO less than CRT. *Lost* is the accuracy of the clean run of the same seed less that of the run with the wrong reward: negative, if the wrong reward did better. Noise and heavy tails have five seeds, of which three were added in a second stage; the others have two, and an interval of two seeds is 12.7 standard errors wide on each side, so the table shows the seeds too.
+# H12 says: under noise on ambiguous prompts RAS loses less than GRPO; under noise CRT loses more than GRPO, and BPGO less than CRT. *Lost* is the accuracy of the clean run of the same seed less that of the run with the wrong reward: negative, if the wrong reward did better. Noise and heavy tails have five seeds (three from a second stage), the others two, whose interval is 12.7 standard errors wide on each side: so the seeds are shown too.
 
 # %%
 losses, rows, five = {}, [], evidence.so_far(plan, records, "failure_noise", "t2i", measure)
@@ -85,26 +85,29 @@ print(f"where an objective cannot notice the corruption, {measure} moved by {np.
 print("\nby the plan's measure:", claims.told(claims.verdicts(plan, records, ["H12"])), sep="\n")
 
 # %% [markdown]
-# The line before the verdict is the scatter of the whole experiment. GRPO, and RAS with $\kappa$, see neither scale nor origin; CRT sees the scale, because of $\exp(R)$, but not the origin if its prior moves along (exercise 2). There a run differs from the clean one by rounding, and training multiplies that. A smaller loss says nothing.
+# The line before the verdict is the scatter of all this. GRPO, and RAS with $\kappa$, see neither scale nor origin; CRT sees the scale, because of $\exp(R)$, but not the origin if its prior moves along (exercise 2). There a run differs from the clean one by rounding, and training multiplies that. A smaller loss says nothing.
 #
 # The primary measure counts prompts that leave nothing open. What noise on ambiguous prompts does to those prompts shows in `measure = "diversity"`.
 
 # %% [markdown]
 # ## How much noise is too much?
-# Noise everywhere, from none to four times the reward's spread. A mean at the dashed line is no gain on average; single runs get there without any noise. **Before you look:** at which level do you expect no gain?
+# Noise everywhere, from none to four times the reward's spread. The lines say what each objective gains at each level, and the first level at which its interval shows no gain. **Before you look:** at which level do you expect that, and for which objective first?
 
 # %%
 levels, noisy = [0.0, 0.5, 1.0, 2.0, 4.0], evidence.so_far(plan, records, "failure_levels", "t2i", measure)
-figure, [[ax]] = plots.new_figure(size=(6, 3))
-for shift, arm in ((-0.03, "grpo"), (0.03, "bpgo")):
+figure, [[ax]] = plots.new_figure(size=(6, 3.2))
+for shift, arm in zip((-0.09, -0.03, 0.03, 0.09), objectives, strict=True):
     columns = [right[arm]] + [five[f"name={arm} corruption=noise"] if x == 2 else noisy[f"name={arm} corruption=noise level={x}"] for x in levels[1:]]
-    runs, style = np.array(columns, float), plots.method_style(arm)
-    ax.plot(np.array(levels) + shift, runs, linestyle="none", marker=style["marker"], color=style["color"], alpha=0.4)
-    ax.plot(levels, [np.nanmean(x) if np.isfinite(x).any() else np.nan for x in runs], color=style["color"], linestyle=style["linestyle"], label=style["label"])
+    made, style = [column.to_numpy(float) for column in columns], plots.method_style(arm)
+    ax.plot(np.array(levels) + shift, np.array(made), linestyle="none", marker=style["marker"], color=style["color"], alpha=0.35, markersize=4)
+    gains = [statistics.bootstrap_mean(column - start) for column in made]
+    ax.plot(np.array(levels) + shift, [start + g.mean for g in gains], color=style["color"], linestyle=style["linestyle"], label=style["label"])
+    stops = next((f"no gain is shown at {x:g}" for x, g in zip(levels, gains, strict=True) if not g.low > 0), "a gain is shown at all levels")
+    print(f"{style['label']:5s}", "; ".join(f"{x:g}: {statistics.said(g, '+.2f')}" for x, g in zip(levels, gains, strict=True)), f"(n = {gains[-1].n}): {stops}")
 ax.axhline(start, color="0.4", linestyle="--", label="before training")
-ax.legend(frameon=False, fontsize=9)
+ax.legend(frameon=False, fontsize=8, ncols=2)
 plots.labelled(ax, "a mark a run, a line the mean", "noise, in standard deviations of the reward", evidence.axis(measure))
-plt.show()  # alt: Accuracy against the level of noise for GRPO and BPGO, a mark a run, dashed the untrained model.
+plt.show()  # alt: Accuracy against the level of noise for four objectives, a mark a run, dashed the untrained model.
 
 # %% [markdown]
 # ## What would you see while it trains?
@@ -201,7 +204,7 @@ print(claims.told(claims.verdicts(plan, records, ["H14"])))
 # - **concentration**: for ten iterations the effective sample size has been nearer to 3.7 than to 7.6 (for $G = 12$).
 # - **over-optimisation**: a held-out reward has fallen by three standard errors since an earlier evaluation, while the trained one has risen.
 #
-# None watches for oscillation. Below are all recorded runs that had guards, by what was done to them; every number counts runs, and `lost` are those that ended below where they started. Over-optimisation of a *wrong* reward cannot be seen here, since these runs are evaluated with the right one.
+# None watches for oscillation. Below are all recorded runs, counted by what was done to them; `lost` are those that ended below where they started. Over-optimisation of a *wrong* reward cannot be seen here, since these runs are evaluated with the right one.
 
 # %%
 rows, arms = [], plan["arm"]

@@ -139,7 +139,10 @@ def test_a_second_comparison_of_priors_is_told_beside_the_deciding_one():
     assert "the running mean -0.10" in row["finding"] and "the mean of the other priors -0.10" in row["finding"]  # the ceiling is no prior
 
 
-@pytest.mark.parametrize(("name", "arm", "task", "old"), [("H15", "bpgo", "t2i", 5), ("H16", "ceiling", "t2i", 5), ("H16", "ceiling", "i2v", 3)])
+NEW = [("H15", "bpgo", "t2i", 5), ("H16", "ceiling", "t2i", 5), ("H16", "ceiling", "i2v", 3)]
+
+
+@pytest.mark.parametrize(("name", "arm", "task", "old"), NEW)
 def test_seeds_that_were_new_are_told_alone(name, arm, task, old):
     """Ten seeds, of which an earlier experiment had the first: a gain in those alone is half a gain, and none in the new ones."""
     row = found(simulated(lambda row: {"accuracy": 0.1} if row.arm == arm and row.seed < old else {}), name, task)
