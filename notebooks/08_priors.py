@@ -44,7 +44,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from bpgo.analysis import claims, evidence, plots
+from bpgo.analysis import claims, evidence, plots, statistics
 from bpgo.objective import ras_weights
 from bpgo.priors import EmpiricalBayes, group_moments, posterior_sharpness
 from bpgo.records import record
@@ -136,6 +136,8 @@ figure, axes = plots.new_figure(1, 3, (10, 3.0))
 for ax, name in zip(axes[0], ("t2i", "t2v", "i2v"), strict=True):
     plots.runs_by_arm(ax, evidence.so_far(plan, records, "trust", name, measure), evidence.before(records, name, measure))
     plots.labelled(ax, f"{name} after training", "weights", evidence.axis(measure) if ax is axes[0, 0] else "")
+    gain = statistics.bootstrap_mean(evidence.so_far(plan, records, "trust", name, measure)["grpo"].to_numpy() - evidence.before(records, name, measure))
+    print(f"{name}: GRPO less the untrained model {statistics.said(gain)}, n = {gain.n}")
 plt.show()  # alt: Three panels, one a task: a dot for each run of GRPO, BPGO and BPGO weighted by the truth, lines through the runs of one seed.
 print("by the plan's measure:", claims.told(claims.verdicts(plan, records, ["H15", "H16"])), sep="\n")
 

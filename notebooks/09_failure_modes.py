@@ -102,7 +102,7 @@ for shift, arm in zip((-0.09, -0.03, 0.03, 0.09), objectives, strict=True):
     ax.plot(np.array(levels) + shift, np.array(made), linestyle="none", marker=style["marker"], color=style["color"], alpha=0.35, markersize=4)
     gains = [statistics.bootstrap_mean(column - start) for column in made]
     ax.plot(np.array(levels) + shift, [start + g.mean for g in gains], color=style["color"], linestyle=style["linestyle"], label=style["label"])
-    stops = next((f"no gain is shown at {x:g}" for x, g in zip(levels, gains, strict=True) if not g.low > 0), "a gain is shown at all levels")
+    stops = next((f"no gain is shown at {x:g}" for x, g in zip(levels, gains, strict=True) if g.low <= 0), "a gain is shown at all levels")
     print(f"{style['label']:5s}", "; ".join(f"{x:g}: {statistics.said(g, '+.2f')}" for x, g in zip(levels, gains, strict=True)), f"(n = {gains[-1].n}): {stops}")
 ax.axhline(start, color="0.4", linestyle="--", label="before training")
 ax.legend(frameon=False, fontsize=8, ncols=2)
