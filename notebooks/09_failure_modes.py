@@ -99,11 +99,12 @@ figure, [[ax]] = plots.new_figure(size=(6, 3.2))
 for shift, arm in zip((-0.09, -0.03, 0.03, 0.09), objectives, strict=True):
     columns = [right[arm]] + [five[f"name={arm} corruption=noise"] if x == 2 else noisy[f"name={arm} corruption=noise level={x}"] for x in levels[1:]]
     made, style = [column.to_numpy(float) for column in columns], plots.method_style(arm)
-    ax.plot(np.array(levels) + shift, np.array(made), linestyle="none", marker=style["marker"], color=style["color"], alpha=0.35, markersize=4)
+    for x, column in zip(levels, made, strict=True):
+        ax.plot(np.full(len(column), x + shift), column, linestyle="none", marker=style["marker"], color=style["color"], alpha=0.35, markersize=4)
     gains = [statistics.bootstrap_mean(column - start) for column in made]
     ax.plot(np.array(levels) + shift, [start + g.mean for g in gains], color=style["color"], linestyle=style["linestyle"], label=style["label"])
     stops = next((f"no gain is shown at {x:g}" for x, g in zip(levels, gains, strict=True) if g.low <= 0), "a gain is shown at all levels")
-    print(f"{style['label']:5s}", "; ".join(f"{x:g}: {statistics.said(g, '+.2f')}" for x, g in zip(levels, gains, strict=True)), f"(n = {gains[-1].n}): {stops}")
+    print(f"{style['label']:5s}", "; ".join(f"{x:g}: {statistics.said(g, '+.2f')}" for x, g in zip(levels, gains, strict=True)), f"(n = {', '.join(str(g.n) for g in gains)}): {stops}")
 ax.axhline(start, color="0.4", linestyle="--", label="before training")
 ax.legend(frameon=False, fontsize=8, ncols=2)
 plots.labelled(ax, "a mark a run, a line the mean", "noise, in standard deviations of the reward", evidence.axis(measure))
@@ -263,7 +264,7 @@ for name in objectives:
 # - RAS weighs whole groups by how high their reward is. It can help against noise only where noisy groups have low means; a reward that is wrong and high is trusted more. That is the paper's misalignment.
 # - Which guard spoke, and where, the last table says, and its last line whether that meant a loss. None reads the truth: a reward that is merely wrong looks like any other. Over-optimisation needs a held-out reward: set `evaluation.held_out`, or nothing can see it.
 #
-# **Vary** `measure` (`held_out`, `diversity`, `accuracy`). **Where it breaks:** two seeds (five for noise, heavy tails and the provoked failures), text-to-image only; real reward models fail in several of these ways at once.
+# **Vary** `measure` (`held_out`, `diversity`, `accuracy`). **Where it breaks:** two seeds (three or five for noise, heavy tails and the provoked failures), text-to-image only; real reward models fail in several of these ways at once.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3), CRT (4), objective (5).
