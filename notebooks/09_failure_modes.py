@@ -28,9 +28,9 @@
 # | stretched, shifted | ten times the scale; 4 taken off, in the reward's own unit |
 # | saturated | cut off at the mean: the better half cannot be told apart |
 #
-# Afterwards you can tell which wrong rewards each part of BPGO withstands, and which failures a logged number gives away.
+# Afterwards you can tell which wrong rewards BPGO withstands, and which failures a logged number gives away.
 #
-# The first picture is the whole experiment on text-to-image: a row an objective, a column a corruption, in each cell the accuracy that training with the wrong reward leaves. Darker is better.
+# The first picture has seeds 0 and 1 on text-to-image: a row an objective, a column a corruption (`clean` is the reward as it is), in each cell the accuracy that training with it leaves.
 
 # %% tags=["parameters"]
 measure: str = "accuracy_specified"  # the primary measure; any other of the records
@@ -59,10 +59,10 @@ plt.show()  # alt: Heat map of accuracy after training: four objectives by nine 
 print(evidence.state(plan, records))
 
 # %% [markdown]
-# **Before you read on:** ten times the scale, or another origin, changes nothing in what a reward says. Which objectives should not notice (notebook 1)? And against which noise could RAS help: everywhere, or on ambiguous prompts only?
+# **Before you read on:** ten times the scale, or another origin, changes nothing in what a reward says. Which objectives should not notice (notebook 1)? Against which noise could RAS help?
 #
 # ## Does RAS protect, does CRT amplify? (H12)
-# H12 says: under noise on ambiguous prompts RAS loses less than GRPO; under noise CRT loses more than GRPO, and BPGO less than CRT. *Lost* is the accuracy of the clean run of the same seed less that of the run with the wrong reward: negative, if the wrong reward did better. Noise and heavy tails have five seeds (three from a second stage), the others two, whose interval is 12.7 standard errors wide on each side: so the seeds are shown too.
+# H12 says: under noise on ambiguous prompts RAS loses less than GRPO; under noise CRT loses more than GRPO, and BPGO less than CRT. *Lost* is the accuracy of the clean run of the same seed less that of the run with the wrong reward: negative, if the wrong reward did better. Noise and heavy tails have five seeds (three were added when two had been read: *Changes* in `reproduce/PLAN.md`), the others two, whose interval is 12.7 standard errors wide on each side: so the seeds are shown too.
 
 # %%
 losses, rows, five = {}, [], evidence.so_far(plan, records, "failure_noise", "t2i", measure)
@@ -85,16 +85,23 @@ print(f"where an objective cannot notice the corruption, {measure} moved by {np.
 print("\nby the plan's measure:", claims.told(claims.verdicts(plan, records, ["H12"])), sep="\n")
 
 # %% [markdown]
-# The line before the verdict is the scatter of all this. GRPO, and RAS with $\kappa$, see neither scale nor origin; CRT sees the scale, because of $\exp(R)$, but not the origin if its prior moves along (exercise 2). There a run differs from the clean one by rounding, and training multiplies that. A smaller loss says nothing.
+# The line before the verdict says how far runs end apart by rounding alone. GRPO, and RAS with $\kappa$, see neither scale nor origin; CRT sees the scale, because of $\exp(R)$, but not the origin if its prior moves along (exercise 2). A smaller loss says nothing.
 #
 # The primary measure counts prompts that leave nothing open. What noise on ambiguous prompts does to those prompts shows in `measure = "diversity"`.
 
 # %% [markdown]
 # ## How much noise is too much?
-# Noise everywhere, from none to four times the reward's spread. The lines say what each objective gains at each level, and the first level at which its interval shows no gain. **Before you look:** at which level do you expect that, and for which objective first?
+# Noise everywhere, from none to four times the reward's spread. The lines say what each objective gains at each level, and where that ends: where the straight line through the mean gains of the seeds that have every level comes to 0. **Before you look:** at which level do you expect that, and for which objective first?
 
 # %%
 levels, noisy = [0.0, 0.5, 1.0, 2.0, 4.0], evidence.so_far(plan, records, "failure_levels", "t2i", measure)
+
+
+def gains_end(gains):  # the level of noise at which a gain comes to 0; inf if it never does
+    i = next((i for i, gain in enumerate(gains) if gain <= 0), None)
+    return np.inf if i is None else levels[i] and np.interp(0, [gains[i], gains[i - 1]], [levels[i], levels[i - 1]])
+
+
 figure, [[ax]] = plots.new_figure(size=(6, 3.2))
 for shift, arm in zip((-0.09, -0.03, 0.03, 0.09), objectives, strict=True):
     columns = [right[arm]] + [five[f"name={arm} corruption=noise"] if x == 2 else noisy[f"name={arm} corruption=noise level={x}"] for x in levels[1:]]
@@ -103,8 +110,11 @@ for shift, arm in zip((-0.09, -0.03, 0.03, 0.09), objectives, strict=True):
         ax.plot(np.full(len(column), x + shift), column, linestyle="none", marker=style["marker"], color=style["color"], alpha=0.35, markersize=4)
     gains = [statistics.bootstrap_mean(column - start) for column in made]
     ax.plot(np.array(levels) + shift, [start + g.mean for g in gains], color=style["color"], linestyle=style["linestyle"], label=style["label"])
-    stops = next((f"no gain is shown at {x:g}" for x, g in zip(levels, gains, strict=True) if g.low <= 0), "a gain is shown at all levels")
-    print(f"{style['label']:5s}", "; ".join(f"{x:g}: {statistics.said(g, '+.2f')}" for x, g in zip(levels, gains, strict=True)), f"(n = {', '.join(str(g.n) for g in gains)}): {stops}")
+    ends = [gains_end(row) for row in (pd.concat(columns, axis=1).dropna() - start).to_numpy()]
+    common = gains_end((pd.concat(columns, axis=1).dropna() - start).mean().to_numpy())
+    print(f"{style['label']:5s}", "; ".join(f"{x:g}: {statistics.said(g, '+.2f')}" for x, g in zip(levels, gains, strict=True)), f"(n = {', '.join(str(g.n) for g in gains)})")
+    if ends:
+        print(f"      the mean gain ends at {common:.1f}; seed by seed at", *(f"{x:.1f}" for x in ends))
 ax.axhline(start, color="0.4", linestyle="--", label="before training")
 ax.legend(frameon=False, fontsize=8, ncols=2)
 plots.labelled(ax, "a mark a run, a line the mean", "noise, in standard deviations of the reward", evidence.axis(measure))
@@ -167,9 +177,9 @@ words = [arm.replace("name=", "").replace("corruption=", "").replace("rule=", ""
 axes[0, 0].set_yticks(range(len(arms)), words)
 axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
 names = ["variation of\nthe gradient's norm", "largest norm /\nGRPO's usual one", "effective sample size\n(of 12)", "largest less\nsmallest weight"]
-for ax, name, right in zip(axes[0], names, (None, None, 12, 1), strict=True):
+for ax, name, limit in zip(axes[0], names, (None, None, 12, 1), strict=True):
     ax.axhline(len(arms) - 4.5, color="black", linewidth=1)
-    ax.set_xlim(0, right)
+    ax.set_xlim(0, limit)
     plots.labelled(ax, "a dot a run" if ax is axes[0, 0] else "", name)
 for x in (4 * 11 / 12, 24 / np.pi):
     axes[0, 2].axvline(x, color="black", linestyle=":")
@@ -178,7 +188,7 @@ print(claims.told(claims.verdicts(plan, records, ["H13"])))
 
 # %% [markdown]
 # ## Three failures, provoked (H14)
-# The paper names oscillation ($\lambda$ or $\beta$ too large), stagnation (a prior so high that every group is weighted down) and misalignment (a biased reward, amplified). The runs below were meant to provoke each: $\lambda = 100$ and $\beta = 8$; RAS with $\alpha = 1$, $\kappa = 3$ and a prior of 1.5; a liking for red of 4. H14 says that each shows in a logged number. `reward`, `held-out` and the measure are changes from start to end, evaluated with the right reward; `oscillation` is that of the reward in training, as it was made (second differences, in the reward's unit). The last column has what the trainer's guards said, with the iteration.
+# The paper names oscillation ($\lambda$ or $\beta$ too large), stagnation (a prior so high that every group is weighted down) and misalignment (a biased reward, amplified). The runs below were meant to provoke each: $\lambda = 100$ and $\beta = 8$; RAS with $\alpha = 1$, $\kappa = 3$ and a prior of 1.5; a liking for red of 4. H14 says that each shows in a logged number, in every run. `reward`, `held-out` and the measure are changes from start to end, evaluated with the right reward; `oscillation` is that of the reward in training, as it was made (second differences, in the reward's unit). The last column has what the trainer's guards said, with the iteration.
 #
 # **Before you look:** which of the three do you expect to see in the reward alone?
 
@@ -205,7 +215,7 @@ print(claims.told(claims.verdicts(plan, records, ["H14"])))
 # - **concentration**: for ten iterations the effective sample size has been nearer to 3.7 than to 7.6 (for $G = 12$).
 # - **over-optimisation**: a held-out reward has fallen by three standard errors since an earlier evaluation, while the trained one has risen.
 #
-# None watches for oscillation. Below are all recorded runs, counted by what was done to them; `lost` are those that ended below where they started. Over-optimisation of a *wrong* reward cannot be seen here, since these runs are evaluated with the right one.
+# None watches for oscillation. Below, all recorded runs by what was done to them; `lost` ended below where they started. Over-optimisation of a *wrong* reward cannot be seen here, since these runs are evaluated with the right one.
 
 # %%
 rows, arms = [], plan["arm"]

@@ -99,7 +99,7 @@ print(evidence.state(plan, records))
 # - In image-to-video GRPO *loses* much of the reward it is trained on. BPGO stays near the untrained model by three of the four marks, below it in two.
 #
 # ## The main tables
-# Our measure stands in brackets: the training reward; `held_out`, another learnt judge that training never saw; `overall`, the oracle's mean of accuracy, motion and visual quality. The other marks have no counterpart here. `n` counts the seeds. Compare signs, not values: the scales have nothing in common. At paper scale our code reports VideoCLIP-XL as a cosine, at most 1; the published values (2.7) look like ten times that.
+# Our measure stands in brackets: the training reward; `held_out`, another learnt judge that training never saw; `overall`, the oracle's mean of accuracy, motion and visual quality. The other marks have no counterpart here. `n` counts the seeds; tables differ in it, and so in BPGO's own line. Compare signs, not values. At paper scale our code reports VideoCLIP-XL as a cosine, at most 1; the published values (2.7) look like ten times that.
 
 # %%
 NAMES = {name: style["label"] for name, style in plots.METHODS.items()} | {"base": "untrained"}

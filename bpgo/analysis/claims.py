@@ -1,7 +1,7 @@
 """The claims of reproduce/PLAN.md against the study's records: a finding and a verdict each, by the rules written there.
 
-Thirteen of the claims, each with what refutes it, were written before any run; H14, and H15 and H16 for more seeds, before any run of their
-own. How the rules are computed where they left room was fixed when part had been seen: see *Changes* there.
+Thirteen of the claims, each with what refutes it, were written before any run; H14 before any run of its own, H15 and H16 before
+their new seeds. How the rules are computed where they left room was fixed when part had been seen: see *Changes* there.
 
 A claim "does not hold" where it is refuted as the plan defines it, which may be for want of evidence: an interval that holds 0. Claims that
 ask whether settings are level (H6, H7, H9) can only be "not refuted": few seeds see large differences alone. Until all planned runs of a

@@ -55,6 +55,7 @@ def normalisation(plan: pd.DataFrame, records: dict) -> tuple[int, str, bool | N
 def signs(plan: pd.DataFrame, records: dict) -> tuple[int, str, bool | None]:
     """Does each of the paper's three failures, provoked, show in a guard or a logged number, and in no healthy run?"""
     rows = plan[(plan["experiment"] == "signatures") & plan["run"].isin(list(records))]
+    rows = rows[rows.groupby("seed")["arm"].transform("nunique") == 4]  # seeds that all arms have
     runs = {arm: [records[run] for run in part["run"]] for arm, part in rows.groupby("arm")}
     if len(runs) < 4:
         return 0, "", None
