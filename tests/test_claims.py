@@ -159,6 +159,14 @@ def test_normalisation_is_compared_over_the_same_seeds():
     assert "none: 8.00 without, 8.00 with" in finding
 
 
+def test_signs_are_counted_over_the_seeds_that_all_arms_have():
+    """Three seeds of the stagnating arm are missing: healthy runs of those seeds, though they look stagnating, do not count."""
+    missing = set(PLAN["run"][(PLAN["experiment"] == "signatures") & (PLAN["arm"] == "stagnation") & (PLAN["seed"] > 1)])
+    records = simulated(lambda row: {"weight": 0.6} if row.task == "t2i" and row.arm == "bpgo" and row.seed > 1 else {}, drop=missing)
+    row = found(records, "H14")
+    assert row["n"] == 2 and "of 2 runs each: guard of stagnation, 0 stagnating and 0 healthy" in row["finding"]
+
+
 def test_missing_runs_are_said_and_none_is_not_run():
     dropped = set(PLAN["run"][(PLAN["experiment"] == "ablation") & (PLAN["seed"] == 4) & (PLAN["arm"].isin(["grpo", "bpgo"]))])
     row = found(simulated(EFFECTS["H1"], dropped), "H1")
