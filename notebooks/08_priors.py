@@ -21,7 +21,7 @@
 #
 # Afterwards you can say what each prior does to training, derive a prior that needs neither a task nor a `k`, and compare them all with the **ceiling**: weights made from the truth, which this small world knows.
 #
-# The first picture has all runs: a dot a run, a grey line through the runs of one seed, a bar for the mean, dashed the model before training. All arms train BPGO:
+# The first picture has the runs of every prior (five seeds, three on video): a dot a run, a grey line through the runs of one seed, a bar for the mean, dashed the model before training. All arms train BPGO:
 #
 # | arm | what a group is compared with |
 # |---|---|
@@ -44,7 +44,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from bpgo.analysis import claims, evidence, plots
+from bpgo.analysis import claims, evidence, plots, statistics
 from bpgo.objective import ras_weights
 from bpgo.priors import EmpiricalBayes, group_moments, posterior_sharpness
 from bpgo.records import record
@@ -116,7 +116,7 @@ print(f"no real differences, 8 groups as in an iteration: weights all 1 in {(apa
 # Where only chance differs, the weights should all be 1. In the first panel they are, since the estimate of $\tau^2$ from these 400 groups is cut off at 0. With the 8 groups of one iteration that happens in about six of ten draws; in the others chance passes for a difference, and the weights lie far apart. That is why the moments are averaged over iterations. With more samples the belief becomes surer. The scale of the reward does not matter; $\kappa$ manages that too (notebook 1), but does not follow $G$ and the share of real differences.
 #
 # ## Is one prior enough? Is any? (H9, H10, H11)
-# Each line compares an arm with GRPO, paired by seed, with its 95 % interval; `p` is corrected for the number of lines. The ceiling is the best weight that we know how to make, not a strict bound: another arm may come out above it by chance. Beside H10 stands the ceiling less the task's own prior, since its claim names every prior; beside H11, whose "others" the table takes as the running mean, the mean of all other priors.
+# Each line compares an arm with GRPO, paired by seed, with its 95 % interval; `p` is corrected for the number of lines. Beside H10 stands the ceiling less the task's own prior; beside H11, which compares with the running mean, the mean of all other priors.
 #
 # **Before you look:** a prior that is too high weighs every group down. Should that stop learning, if the optimiser (AdamW) rescales its gradients?
 
@@ -124,6 +124,22 @@ print(f"no real differences, 8 groups as in an iteration: weights all 1 in {(apa
 table = evidence.compare(ended, "grpo")
 print(table.round(3).to_string())
 print("\nby the plan's measure, in all tasks:", claims.told(claims.verdicts(plan, records, ["H9", "H10", "H11"])), sep="\n")
+
+# %% [markdown]
+# ## Is there anything to win? (H15, H16)
+# If even weights made from the truth do not beat GRPO, there is little hope for a guess. Five seeds (three on video) left that open. So GRPO, BPGO with the task's own prior and the ceiling were given ten, in one step planned before the new runs (*Changes* in `reproduce/PLAN.md`). The older seeds had been read, so the new ones are told alone as well. The ceiling is the best weight that we know how to make, not a strict bound, and CRT is part of it.
+#
+# **Before you look:** a grey line joins the runs of one seed. Should most of them rise from GRPO to the ceiling?
+
+# %%
+figure, axes = plots.new_figure(1, 3, (10, 3.0))
+for ax, name in zip(axes[0], ("t2i", "t2v", "i2v"), strict=True):
+    plots.runs_by_arm(ax, evidence.so_far(plan, records, "trust", name, measure), evidence.before(records, name, measure))
+    plots.labelled(ax, f"{name} after training", "weights", evidence.axis(measure) if ax is axes[0, 0] else "")
+    gain = statistics.bootstrap_mean(evidence.so_far(plan, records, "trust", name, measure)["grpo"].to_numpy() - evidence.before(records, name, measure))
+    print(f"{name}: GRPO less the untrained model {statistics.said(gain)}, n = {gain.n}")
+plt.show()  # alt: Three panels, one a task: a dot for each run of GRPO, BPGO and BPGO weighted by the truth, lines through the runs of one seed.
+print("by the plan's measure:", claims.told(claims.verdicts(plan, records, ["H15", "H16"])), sep="\n")
 
 # %% [markdown]
 # ## What did the weights do?
@@ -171,7 +187,7 @@ print("weights:", *(f"{w:.4f}" for w in ras_weights(groups(12, 0.02)[:4], 2.0, 1
 # ## Summary
 # - The paper's own reading of its weight, taken at its word, gives equation 2, and with it both of its free quantities, $k$ and the prior. $\alpha$ stays free.
 # - Its limits are right: no differences, no trust; any scale, the same trust; more samples, surer trust.
-# - Whether it helps training, the lines under the table say. Look at the ceiling (H10) first: an interval that holds 0 and a gain as large as GRPO's own cannot tell whether there is anything to win.
+# - Whether it helps training, the lines under the table say. Look at the ceiling first (H16): its interval says how much BPGO with such weights ($\alpha = 0.5$) can win here.
 #
 # **Vary** `task`, `measure`. **Where it breaks:** the hierarchy asks whether a group's reward is *high*, as RAS does. That a high reward is also a *reliable* one is an assumption, which notebook 5 tests. Groups of very unequal spread share one $\sigma$ here.
 #

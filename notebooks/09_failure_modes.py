@@ -28,9 +28,9 @@
 # | stretched, shifted | ten times the scale; 4 taken off, in the reward's own unit |
 # | saturated | cut off at the mean: the better half cannot be told apart |
 #
-# Afterwards you can tell which wrong rewards each part of BPGO withstands, and which failures a logged number gives away.
+# Afterwards you can tell which wrong rewards BPGO withstands, and which failures a logged number gives away.
 #
-# The first picture is the whole experiment on text-to-image: a row an objective, a column a corruption, in each cell the accuracy that training with the wrong reward leaves. The first column is the reward as it is. Darker is better.
+# The first picture has seeds 0 and 1 on text-to-image: a row an objective, a column a corruption (`clean` is the reward as it is), in each cell the accuracy that training with it leaves.
 
 # %% tags=["parameters"]
 measure: str = "accuracy_specified"  # the primary measure; any other of the records
@@ -59,50 +59,66 @@ plt.show()  # alt: Heat map of accuracy after training: four objectives by nine 
 print(evidence.state(plan, records))
 
 # %% [markdown]
-# **Before you read on:** ten times the scale, or another origin, changes nothing in what a reward says. Which objectives should not notice (notebook 1)? And against which noise could RAS help: everywhere, or on ambiguous prompts only?
+# **Before you read on:** ten times the scale, or another origin, changes nothing in what a reward says. Which objectives should not notice (notebook 1)? Against which noise could RAS help?
 #
 # ## Does RAS protect, does CRT amplify? (H12)
-# H12 says: under noise on ambiguous prompts RAS loses less than GRPO; under noise CRT loses more than GRPO, and BPGO less than CRT. *Lost* is the accuracy of the clean run of the same seed less that of the run with the wrong reward: negative, if the wrong reward did better. With two seeds an interval is 12.7 standard errors wide on each side and hardly ever leaves 0 out, so the table shows the seeds.
+# H12 says: under noise on ambiguous prompts RAS loses less than GRPO; under noise CRT loses more than GRPO, and BPGO less than CRT. *Lost* is the accuracy of the clean run of the same seed less that of the run with the wrong reward: negative, if the wrong reward did better. Noise and heavy tails have five seeds (three were added when two had been read: *Changes* in `reproduce/PLAN.md`), the others two, whose interval is 12.7 standard errors wide on each side: so the seeds are shown too.
 
 # %%
-losses, rows = {}, []
+losses, rows, five = {}, [], evidence.so_far(plan, records, "failure_noise", "t2i", measure)
+right = evidence.so_far(plan, records, "ablation", "t2i", measure)
 for name in mean:
-    lost = pd.DataFrame({o: clean[o] - ended[f"name={o} corruption={name}"] for o in objectives})
-    losses[name] = lost
+    made = five if f"name=grpo corruption={name}" in five else ended
+    lost = pd.DataFrame({o: right[o] - made[f"name={o} corruption={name}"] for o in objectives}).loc[made.index]
+    losses[name] = lost.loc[ended.index]
     for arm in objectives[1:]:
-        more = lost[arm] - lost["grpo"]
-        rows.append({"corruption": name, "objective": arm, "n": int(more.notna().sum()), "lost": lost[arm].mean(), "GRPO lost": lost["grpo"].mean(),
-                     "more than GRPO": more.mean(), "seed by seed": " ".join(f"{x:+.3f}" for x in more.dropna())})  # fmt: skip
+        more = statistics.bootstrap_mean((lost[arm] - lost["grpo"]).to_numpy())
+        rows.append({"corruption": name, "objective": arm, "n": more.n, "lost": lost[arm].mean(), "GRPO lost": lost["grpo"].mean(),
+                     "more than GRPO": statistics.said(more), "seed by seed": " ".join(f"{x:+.2f}" for x in (lost[arm] - lost["grpo"]).dropna())})  # fmt: skip
 table = pd.DataFrame(rows).set_index(["corruption", "objective"])
 print(table.round(3).to_string())
 pooled = {arm: statistics.bootstrap_mean(np.mean([lost[arm] - lost["grpo"] for lost in losses.values()], axis=0)) for arm in objectives[1:]}
 for arm, more in pooled.items():
-    print(f"over all corruptions {arm} loses {statistics.said(more)} more than GRPO, n = {more.n} seeds")
+    print(f"over all corruptions, seeds 0 and 1, {arm} loses {statistics.said(more)} more than GRPO, n = {more.n} seeds")
 same = [losses[c][o].abs() for c, o in [("shifted", o) for o in objectives] + [("stretched", "grpo"), ("stretched", "ras")]]
 print(f"where an objective cannot notice the corruption, {measure} moved by {np.nanmean(same):.3f} on average, and {np.nanmax(same):.3f} at most")
 print("\nby the plan's measure:", claims.told(claims.verdicts(plan, records, ["H12"])), sep="\n")
 
 # %% [markdown]
-# The line before the verdict is the scatter of the whole experiment. GRPO, and RAS with $\kappa$, see neither scale nor origin; CRT sees the scale, because of $\exp(R)$, but not the origin if its prior moves along (exercise 2). There a run differs from the clean one by rounding, and training multiplies that. A smaller loss says nothing.
+# The line before the verdict says how far runs end apart by rounding alone. GRPO, and RAS with $\kappa$, see neither scale nor origin; CRT sees the scale, because of $\exp(R)$, but not the origin if its prior moves along (exercise 2). A smaller loss says nothing.
 #
 # The primary measure counts prompts that leave nothing open. What noise on ambiguous prompts does to those prompts shows in `measure = "diversity"`.
 
 # %% [markdown]
 # ## How much noise is too much?
-# Noise everywhere, from none to four times the reward's spread. A mean at the dashed line is no gain on average; single runs get there without any noise. **Before you look:** at which level do you expect no gain?
+# Noise everywhere, from none to four times the reward's spread. The lines say what each objective gains at each level, and where that ends: where the straight line through the mean gains of the seeds that have every level comes to 0. **Before you look:** at which level do you expect that, and for which objective first?
 
 # %%
 levels, noisy = [0.0, 0.5, 1.0, 2.0, 4.0], evidence.so_far(plan, records, "failure_levels", "t2i", measure)
-figure, [[ax]] = plots.new_figure(size=(6, 3))
-for shift, arm in ((-0.03, "grpo"), (0.03, "bpgo")):
-    columns = [clean[arm]] + [ended[f"name={arm} corruption=noise"] if x == 2 else noisy[f"name={arm} corruption=noise level={x}"] for x in levels[1:]]
-    runs, style = np.array(columns, float), plots.method_style(arm)
-    ax.plot(np.array(levels) + shift, runs, linestyle="none", marker=style["marker"], color=style["color"], alpha=0.4)
-    ax.plot(levels, [np.nanmean(x) if np.isfinite(x).any() else np.nan for x in runs], color=style["color"], linestyle=style["linestyle"], label=style["label"])
+
+
+def gains_end(gains):  # the level of noise at which a gain comes to 0; inf if it never does
+    i = next((i for i, gain in enumerate(gains) if gain <= 0), None)
+    return np.inf if i is None else levels[i] and np.interp(0, [gains[i], gains[i - 1]], [levels[i], levels[i - 1]])
+
+
+figure, [[ax]] = plots.new_figure(size=(6, 3.2))
+for shift, arm in zip((-0.09, -0.03, 0.03, 0.09), objectives, strict=True):
+    columns = [right[arm]] + [five[f"name={arm} corruption=noise"] if x == 2 else noisy[f"name={arm} corruption=noise level={x}"] for x in levels[1:]]
+    made, style = [column.to_numpy(float) for column in columns], plots.method_style(arm)
+    for x, column in zip(levels, made, strict=True):
+        ax.plot(np.full(len(column), x + shift), column, linestyle="none", marker=style["marker"], color=style["color"], alpha=0.35, markersize=4)
+    gains = [statistics.bootstrap_mean(column - start) for column in made]
+    ax.plot(np.array(levels) + shift, [start + g.mean for g in gains], color=style["color"], linestyle=style["linestyle"], label=style["label"])
+    ends = [gains_end(row) for row in (pd.concat(columns, axis=1).dropna() - start).to_numpy()]
+    common = gains_end((pd.concat(columns, axis=1).dropna() - start).mean().to_numpy())
+    print(f"{style['label']:5s}", "; ".join(f"{x:g}: {statistics.said(g, '+.2f')}" for x, g in zip(levels, gains, strict=True)), f"(n = {', '.join(str(g.n) for g in gains)})")
+    if ends:
+        print(f"      the mean gain ends at {common:.1f}; seed by seed at", *(f"{x:.1f}" for x in ends))
 ax.axhline(start, color="0.4", linestyle="--", label="before training")
-ax.legend(frameon=False, fontsize=9)
+ax.legend(frameon=False, fontsize=8, ncols=2)
 plots.labelled(ax, "a mark a run, a line the mean", "noise, in standard deviations of the reward", evidence.axis(measure))
-plt.show()  # alt: Accuracy against the level of noise for GRPO and BPGO, a mark a run, dashed the untrained model.
+plt.show()  # alt: Accuracy against the level of noise for four objectives, a mark a run, dashed the untrained model.
 
 # %% [markdown]
 # ## What would you see while it trains?
@@ -112,7 +128,7 @@ plt.show()  # alt: Accuracy against the level of noise for GRPO and BPGO, a mark
 
 # %%
 shown = ["clean", *mean]
-given, right = ({c: {} for c in shown} for _ in range(2))
+given, judged = ({c: {} for c in shown} for _ in range(2))
 for c in shown:
     for o in objectives:
         experiment, arm = ("ablation", o) if c == "clean" else ("failure_modes", f"name={o} corruption={c}")
@@ -121,10 +137,10 @@ for c in shown:
         if done:
             curve = np.mean([r["curves"]["reward"] for r in done], axis=0)
             given[c][o] = smooth(np.arange(len(curve)), curve, max(1, len(curve) // 10))
-            right[c][o] = ([e["iteration"] for e in done[0]["evaluations"]], np.mean([[e["reward"] for e in r["evaluations"]] for r in done], axis=0))
+            judged[c][o] = ([e["iteration"] for e in done[0]["evaluations"]], np.mean([[e["reward"] for e in r["evaluations"]] for r in done], axis=0))
 figure, axes = plots.new_figure(2, len(shown), (14, 3.8), sharex=True)
 for column, c in zip(axes.T, shown, strict=True):
-    for ax, curves in zip(column, (given[c], right[c]), strict=True):
+    for ax, curves in zip(column, (given[c], judged[c]), strict=True):
         for o, (at, values) in curves.items():
             ax.plot(at, values, markersize=4, markevery=10 if ax is column[0] else 1, **plots.method_style(o))
     column[0].set_yticks([])
@@ -144,9 +160,9 @@ plt.show()  # alt: For each kind of reward: the reward in training as it was mad
 # - Right, how RAS reacts: largest less smallest weight of an iteration, 0 without RAS and at most $2\alpha = 1$.
 
 # %%
-logged = {name: evidence.curves(plan, records, "failure_modes", "t2i", name) for name in ("grad_norm", "effective_sample_size", "weight_max", "weight_min")}
+logged = {name: evidence.curves(plan, records, "failure_noise", "t2i", name) for name in ("grad_norm", "effective_sample_size", "weight_max", "weight_min")}
 for name, found in logged.items():
-    found |= {f"name={o} corruption=clean": v[: len(clean)] for o, v in evidence.curves(plan, records, "ablation", "t2i", name).items()}
+    found |= {f"name={o} corruption=clean": v for o, v in evidence.curves(plan, records, "ablation", "t2i", name).items()}
     found |= {arm.replace("none", "clean"): v for arm, v in evidence.curves(plan, records, "failure_normalisation", "t2i", name).items()}
 arms = [f"name={o} corruption={c}" for c in ("clean", "heavy_tails") for o in objectives]
 arms += [f"name={o} rule=raw corruption={c}" for c in ("clean", "heavy_tails") for o in ("crt", "bpgo")]
@@ -161,9 +177,9 @@ words = [arm.replace("name=", "").replace("corruption=", "").replace("rule=", ""
 axes[0, 0].set_yticks(range(len(arms)), words)
 axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
 names = ["variation of\nthe gradient's norm", "largest norm /\nGRPO's usual one", "effective sample size\n(of 12)", "largest less\nsmallest weight"]
-for ax, name, right in zip(axes[0], names, (None, None, 12, 1), strict=True):
+for ax, name, limit in zip(axes[0], names, (None, None, 12, 1), strict=True):
     ax.axhline(len(arms) - 4.5, color="black", linewidth=1)
-    ax.set_xlim(0, right)
+    ax.set_xlim(0, limit)
     plots.labelled(ax, "a dot a run" if ax is axes[0, 0] else "", name)
 for x in (4 * 11 / 12, 24 / np.pi):
     axes[0, 2].axvline(x, color="black", linestyle=":")
@@ -172,7 +188,7 @@ print(claims.told(claims.verdicts(plan, records, ["H13"])))
 
 # %% [markdown]
 # ## Three failures, provoked (H14)
-# The paper names oscillation ($\lambda$ or $\beta$ too large), stagnation (a prior so high that every group is weighted down) and misalignment (a biased reward, amplified). The runs below were meant to provoke each: $\lambda = 100$ and $\beta = 8$; RAS with $\alpha = 1$, $\kappa = 3$ and a prior of 1.5; a liking for red of 4. H14 says that each shows in a logged number. `reward`, `held-out` and the measure are changes from start to end, evaluated with the right reward; `oscillation` is that of the reward in training, as it was made (second differences, in the reward's unit). The last column has what the trainer's guards said, with the iteration.
+# The paper names oscillation ($\lambda$ or $\beta$ too large), stagnation (a prior so high that every group is weighted down) and misalignment (a biased reward, amplified). The runs below were meant to provoke each: $\lambda = 100$ and $\beta = 8$; RAS with $\alpha = 1$, $\kappa = 3$ and a prior of 1.5; a liking for red of 4. H14 says that each shows in a logged number, in every run. `reward`, `held-out` and the measure are changes from start to end, evaluated with the right reward; `oscillation` is that of the reward in training, as it was made (second differences, in the reward's unit). The last column has what the trainer's guards said, with the iteration.
 #
 # **Before you look:** which of the three do you expect to see in the reward alone?
 
@@ -199,7 +215,7 @@ print(claims.told(claims.verdicts(plan, records, ["H14"])))
 # - **concentration**: for ten iterations the effective sample size has been nearer to 3.7 than to 7.6 (for $G = 12$).
 # - **over-optimisation**: a held-out reward has fallen by three standard errors since an earlier evaluation, while the trained one has risen.
 #
-# None watches for oscillation. Below are all recorded runs that had guards, by what was done to them; every number counts runs, and `lost` are those that ended below where they started. Over-optimisation of a *wrong* reward cannot be seen here, since these runs are evaluated with the right one.
+# None watches for oscillation. Below, all recorded runs by what was done to them; `lost` ended below where they started. Over-optimisation of a *wrong* reward cannot be seen here, since these runs are evaluated with the right one.
 
 # %%
 rows, arms = [], plan["arm"]
@@ -258,7 +274,7 @@ for name in objectives:
 # - RAS weighs whole groups by how high their reward is. It can help against noise only where noisy groups have low means; a reward that is wrong and high is trusted more. That is the paper's misalignment.
 # - Which guard spoke, and where, the last table says, and its last line whether that meant a loss. None reads the truth: a reward that is merely wrong looks like any other. Over-optimisation needs a held-out reward: set `evaluation.held_out`, or nothing can see it.
 #
-# **Vary** `measure` (`held_out`, `diversity`, `accuracy`). **Where it breaks:** two seeds, text-to-image only; real reward models fail in several of these ways at once.
+# **Vary** `measure` (`held_out`, `diversity`, `accuracy`). **Where it breaks:** two seeds (three or five for noise, heavy tails and the provoked failures), text-to-image only; real reward models fail in several of these ways at once.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3), CRT (4), objective (5).

@@ -34,8 +34,9 @@ def results(root):
     """The table over seeds, its chart, and what an iteration costs."""
     table = (root / RESULTS / "table.md").read_text().strip()
     bench = (root / RESULTS / "bench-t2i-tiny.txt").read_text().strip()
+    what = "100 iterations of 8 prompts x 12 samples on the tiny FLUX, seeds 0, 1, 2, from the same start."
     return (
-        f"100 iterations of 8 prompts x 12 samples on the tiny FLUX, seeds 0, 1, 2, from the same start. {table}\n\n"
+        f"{_folded('Text-to-image: reward, accuracy, diversity and distance of each objective', f'{what} {table}')}\n\n"
         f"What an iteration costs (`python -m bpgo bench`, committed as `{RESULTS}/bench-t2i-tiny.txt`):\n\n```\n{bench}\n```"
     )
 
@@ -52,7 +53,7 @@ def video_picture(root):
 def video(root):
     """The table over seeds of both video tasks; nothing where there is none."""
     place, said = root / VIDEO / "table.md", f"{_iterations(root)} iterations of 8 prompts x 8 clips on the tiny Wan, from the same start."
-    return f"{said} {place.read_text().strip()}" if place.exists() else ""
+    return _folded("Video: the same, with motion, looks and flicker", f"{said} {place.read_text().strip()}") if place.exists() else ""
 
 
 def study(root):
@@ -60,16 +61,19 @@ def study(root):
     table = pd.read_csv(root / STUDY / "claims.csv", keep_default_na=False)
     plan, records = evidence.read(root / STUDY)
     said = (
-        f"{evidence.state(plan, records)}. *Does not hold* means refuted as the plan defines it, which may be for want of evidence (an "
-        f"interval that holds 0); *not refuted* is no proof. Intervals: 95 %; n counts seeds, for H5 prompts. Also in `{STUDY}/claims.csv`."
+        f"{evidence.state(plan, records)}. *No* means refuted as the plan defines it, which may be for want of evidence (an interval that "
+        f"holds 0); *not refuted* is no proof. In brackets n, the number of seeds, for H5 of prompts."
     )
-    lines, before = ["| claim | task | verdict | what was found | n |", "|---|---|---|---|---|"], ""
-    for row in table.itertuples():
-        claim = "" if row.claim == before else f"{row.claim}, {row.says}"
-        found = row.finding and row.finding[0].upper() + row.finding[1:]
-        lines.append(f"| {claim} | {row.task} | {row.verdict} | {found} | {row.n or ''} |")
-        before = row.claim
-    return f"{said}\n\n" + "\n".join(lines)
+    tasks = list(dict.fromkeys(table["task"]))
+    short = [f"| claim | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
+    full = ["| claim | task | what was found | n |", "|---|---|---|---|"]
+    for (claim, says), rows in table.groupby(["claim", "says"], sort=False):
+        cells = {row.task: row.verdict.replace("does not hold", "no") + f" ({row.n})" * bool(row.n) for row in rows.itertuples()}
+        short.append(f"| {claim}, {says} | " + " | ".join(cells.get(task, "") for task in tasks) + " |")
+        found = [(row.task, row.finding and row.finding[0].upper() + row.finding[1:], row.n or "") for row in rows.itertuples()]
+        full += [f"| {claim} | {task} | {finding} | {n} |" for task, finding, n in found]
+    numbers = _folded("What was found, with 95 % intervals", f"Also in `{STUDY}/claims.csv`.\n\n" + "\n".join(full))
+    return f"{said}\n\n" + "\n".join(short) + f"\n\n{numbers}"
 
 
 def recipes(root):
@@ -85,6 +89,11 @@ def recipes(root):
             lines.append(f"| `{place.stem}` | {how} | {needs} | {float(seconds):.0f} | {float(hours):.0f} |")
     said = f"By `python -m bpgo preflight PRESET`, at 40 % of {rate} TFLOP/s, decoding and rewards not counted. Not measured: no GPU."
     return f"{said}\n\n" + "\n".join(lines)
+
+
+def _folded(title, text):
+    """A part that a reader opens."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def _iterations(root):

@@ -65,7 +65,7 @@ def test_deviation_is_a_signal_only_if_every_prior_and_stage_says_so(signals, co
 def test_a_study_without_effects_confirms_nothing_but_what_is_level():
     """All arms alike: no gain, slope or protection is found, and everything is level. (H8 goes by means, which noise orders.)"""
     table = claims.verdicts(PLAN, simulated(lambda row: {})).set_index("claim")["verdict"]
-    for name in ("H1", "H3", "H4", "H10", "H11", "H12", "H13", "H14"):
+    for name in ("H1", "H3", "H4", "H10", "H11", "H12", "H13", "H14", "H15", "H16"):
         assert set(table.loc[[name]]) == {"does not hold"}, name
     for name in ("H6", "H7", "H9"):
         assert set(table.loc[[name]]) == {"not refuted"}, name
@@ -88,6 +88,8 @@ EFFECTS = {
     if "corruption=noise" in row.arm else {},
     "H13": lambda row: {"norm": 0.05} if "rule=raw" in row.arm else {},
     "H14": lambda row: {"oscillation": {"jerk": 0.1}, "stagnation": {"weight": 0.6}, "misalignment": {"fall": 0.2}}.get(row.arm, {}),
+    "H15": lambda row: {"accuracy": 0.1} if row.arm == "bpgo" else {},
+    "H16": lambda row: {"accuracy": 0.1} if row.arm == "ceiling" else {},
 }  # fmt: skip
 
 
@@ -137,11 +139,32 @@ def test_a_second_comparison_of_priors_is_told_beside_the_deciding_one():
     assert "the running mean -0.10" in row["finding"] and "the mean of the other priors -0.10" in row["finding"]  # the ceiling is no prior
 
 
+NEW = [("H15", "bpgo", "t2i", 5), ("H16", "ceiling", "t2i", 5), ("H16", "ceiling", "i2v", 3)]
+
+
+@pytest.mark.parametrize(("name", "arm", "task", "old"), NEW)
+def test_seeds_that_were_new_are_told_alone(name, arm, task, old):
+    """Ten seeds, of which an earlier experiment had the first: a gain in those alone is half a gain, and none in the new ones."""
+    row = found(simulated(lambda row: {"accuracy": 0.1} if row.arm == arm and row.seed < old else {}), name, task)
+    total, new = (float(part.split(" (")[0].rpartition(" ")[2]) for part in row["finding"].split("; "))
+    assert row["n"] == 10 and total == pytest.approx(0.01 * old, abs=0.001) and new == pytest.approx(0, abs=0.001)
+    assert f"the {10 - old} new seeds alone" in row["finding"]
+
+
 def test_normalisation_is_compared_over_the_same_seeds():
-    """Clean runs with normalisation have five seeds, those without two: what the other three did must not count."""
-    records = simulated(lambda row: {"size": 2.0} if row.experiment == "ablation" and row.seed > 1 else {})
+    """Where clean runs with normalisation have five seeds, and those without two, what the other three did must not count."""
+    more = {row.run for row in PLAN.itertuples() if row.experiment in ("failure_normalisation", "failure_noise") and row.seed > 1}
+    records = simulated(lambda row: {"size": 2.0} if row.experiment == "ablation" and row.seed > 1 else {}, drop=more)
     finding = found(records, "H13")["finding"]
     assert "none: 8.00 without, 8.00 with" in finding
+
+
+def test_signs_are_counted_over_the_seeds_that_all_arms_have():
+    """Three seeds of the stagnating arm are missing: healthy runs of those seeds, though they look stagnating, do not count."""
+    missing = set(PLAN["run"][(PLAN["experiment"] == "signatures") & (PLAN["arm"] == "stagnation") & (PLAN["seed"] > 1)])
+    records = simulated(lambda row: {"weight": 0.6} if row.task == "t2i" and row.arm == "bpgo" and row.seed > 1 else {}, drop=missing)
+    row = found(records, "H14")
+    assert row["n"] == 2 and "of 2 runs each: guard of stagnation, 0 stagnating and 0 healthy" in row["finding"]
 
 
 def test_missing_runs_are_said_and_none_is_not_run():

@@ -98,11 +98,11 @@ def test_both_real_presets_of_a_task_have_the_paper_s_metrics(task):
 
 
 def study(**ends):
-    """A plan of the ablation in text-to-image, and records that start at 0.5 and end at these rewards, a seed each (None: no record)."""
+    """A plan of ten seeds' text-to-image, and records that start at 0.5 and end at these rewards, a seed each (None: no record)."""
     rows, records = [], {}
     for arm, values in ends.items():
         for seed, value in enumerate(values):
-            rows.append({"experiment": "ablation", "task": "t2i", "arm": arm, "seed": seed, "run": f"{arm}-{seed}"})
+            rows.append({"experiment": "trust", "task": "t2i", "arm": arm, "seed": seed, "run": f"{arm}-{seed}"})
             if value is not None:
                 entries = [{"iteration": 0.0, "reward": 0.5}, {"iteration": 2.0, "reward": value}]
                 records[f"{arm}-{seed}"] = {"task": "t2i", "evaluations": entries, "seconds": {"iteration": 2.0 + 2 * (arm == "bpgo")}}

@@ -28,7 +28,7 @@ def test_it_takes_up_the_video_results_when_they_are_there(tmp_path):
         (tmp_path / readme.VIDEO / f"{task}-seed0" / "samples.gif").touch()
     (tmp_path / readme.VIDEO / "table.md").write_text("| a table |\n")
     text = readme.filled(TEXT, tmp_path)
-    assert text.count("samples.gif") == 2 and "| a table |\n<!-- /video -->" in text
+    assert text.count("samples.gif") == 2 and "| a table |\n\n</details>\n<!-- /video -->" in text
     assert readme.filled(text, tmp_path) == text
 
 

@@ -20,7 +20,7 @@ NOISES = ("noise_ambiguous", "noise")
 
 def noise(plan: pd.DataFrame, records: dict) -> tuple[int, str, bool | None]:
     """Accuracy lost under noise, paired by seed: does RAS lose less than GRPO, CRT more, and BPGO less than CRT?"""
-    ended = evidence.final(plan, records, "failure_modes", "t2i", PRIMARY)
+    ended = evidence.final(plan, records, "failure_noise", "t2i", PRIMARY)
     clean = evidence.so_far(plan, records, "ablation", "t2i", PRIMARY).reindex(ended.index)
     lost = {(arm, c): clean[arm] - ended[f"name={arm} corruption={c}"] for arm in ("grpo", "ras", "crt", "bpgo") for c in NOISES}
     means = {arm: sum(lost[arm, c] for c in NOISES) / len(NOISES) for arm in ("grpo", "crt", "bpgo")}  # a seed's mean over both kinds
@@ -37,10 +37,10 @@ def normalisation(plan: pd.DataFrame, records: dict) -> tuple[int, str, bool | N
     """Does CRT without group normalisation follow fewer samples, or does its gradient vary more, in every run?"""
     parts, apart = [], {"effective_sample_size": True, "grad_norm": True}  # in every run, with the clean reward and with the wrong one
     done = plan[plan["run"].isin(list(records))]
-    seeds = done["seed"][done["experiment"] == "failure_normalisation"]  # the clean runs with normalisation have more
+    seeds = done["seed"][done["experiment"] == "failure_normalisation"]  # others may have more
     done = done[done["seed"].isin(seeds)]
     for name, form in (("effective_sample_size", "effective samples of 12"), ("grad_norm", "variation of the gradient's norm")):
-        places = ("failure_normalisation", "ablation", "failure_modes")
+        places = ("failure_normalisation", "ablation", "failure_noise")
         raw, clean, wrong = (evidence.curves(done, records, place, "t2i", name) for place in places)
         for corruption, usual in (("none", clean.get("crt")), ("heavy_tails", wrong.get("name=crt corruption=heavy_tails"))):
             without = raw.get(f"name=crt rule=raw corruption={corruption}")
@@ -55,6 +55,7 @@ def normalisation(plan: pd.DataFrame, records: dict) -> tuple[int, str, bool | N
 def signs(plan: pd.DataFrame, records: dict) -> tuple[int, str, bool | None]:
     """Does each of the paper's three failures, provoked, show in a guard or a logged number, and in no healthy run?"""
     rows = plan[(plan["experiment"] == "signatures") & plan["run"].isin(list(records))]
+    rows = rows[rows.groupby("seed")["arm"].transform("nunique") == 4]  # seeds that all arms have
     runs = {arm: [records[run] for run in part["run"]] for arm, part in rows.groupby("arm")}
     if len(runs) < 4:
         return 0, "", None

@@ -31,7 +31,7 @@ MEASURES = {"VideoCLIP-XL": "reward", "HPSv2": "reward", "VideoAlign-TA": "held_
 TRAINED = {"t2v": "VideoCLIP-XL", "i2v": "VideoCLIP-XL", "t2i": "HPSv2"}
 PRESETS = {"t2v": ("t2v-wan2.1-1.3b", "t2v-wan2.1-1.3b-lowmem"), "i2v": ("i2v-wan2.2-a14b", "i2v-wan2.2-a14b-lowmem"),
            "t2i": ("t2i-flux", "t2i-flux-lowmem")}  # fmt: skip
-EXPERIMENTS = {"main": "ablation", "ablation": "ablation", "alpha": "alpha_video"}  # of the study, for each published table
+EXPERIMENTS = {"main": "trust", "ablation": "ablation", "alpha": "alpha_video"}  # of the study, for each published table
 LINES = {  # what `beside` shows: methods, and differences of two
     "main": ("base", "grpo", "bpgo", "grpo - base", "bpgo - base", "bpgo - grpo"),
     "ablation": ("ras", "crt", "bpgo", "bpgo - ras", "bpgo - crt"),
