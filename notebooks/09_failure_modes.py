@@ -110,11 +110,10 @@ for shift, arm in zip((-0.09, -0.03, 0.03, 0.09), objectives, strict=True):
         ax.plot(np.full(len(column), x + shift), column, linestyle="none", marker=style["marker"], color=style["color"], alpha=0.35, markersize=4)
     gains = [statistics.bootstrap_mean(column - start) for column in made]
     ax.plot(np.array(levels) + shift, [start + g.mean for g in gains], color=style["color"], linestyle=style["linestyle"], label=style["label"])
-    ends = [gains_end(row) for row in (pd.concat(columns, axis=1).dropna() - start).to_numpy()]
-    common = gains_end((pd.concat(columns, axis=1).dropna() - start).mean().to_numpy())
+    common = (pd.concat(columns, axis=1).dropna() - start).to_numpy()  # (seeds that have every level, levels)
     print(f"{style['label']:5s}", "; ".join(f"{x:g}: {statistics.said(g, '+.2f')}" for x, g in zip(levels, gains, strict=True)), f"(n = {', '.join(str(g.n) for g in gains)})")
-    if ends:
-        print(f"      the mean gain ends at {common:.1f}; seed by seed at", *(f"{x:.1f}" for x in ends))
+    if len(common):
+        print(f"      the mean gain ends at {gains_end(common.mean(0)):.1f}; seed by seed at", *(f"{gains_end(row):.1f}" for row in common))
 ax.axhline(start, color="0.4", linestyle="--", label="before training")
 ax.legend(frameon=False, fontsize=8, ncols=2)
 plots.labelled(ax, "a mark a run, a line the mean", "noise, in standard deviations of the reward", evidence.axis(measure))

@@ -31,7 +31,7 @@ def picture(root):
 
 
 def results(root):
-    """The table over seeds, its chart, and what an iteration costs."""
+    """The table over seeds, and what an iteration costs."""
     table = (root / RESULTS / "table.md").read_text().strip()
     bench = (root / RESULTS / "bench-t2i-tiny.txt").read_text().strip()
     what = "100 iterations of 8 prompts x 12 samples on the tiny FLUX, seeds 0, 1, 2, from the same start."
@@ -60,8 +60,9 @@ def study(root):
     """What was claimed before the study's first run and what was found, a row a claim and task."""
     table = pd.read_csv(root / STUDY / "claims.csv", keep_default_na=False)
     plan, records = evidence.read(root / STUDY)
+    hours = sum(record["seconds"]["whole"] for record in records.values()) / 3600
     said = (
-        f"{evidence.state(plan, records)}. *No* means refuted as the plan defines it, which may be for want of evidence (an interval that "
+        f"{evidence.state(plan, records)}; their clocks add to {hours:.1f} hours. *No* means refuted as the plan defines it, which may be for want of evidence (an interval that "
         f"holds 0); *not refuted* is no proof. In brackets n, the number of seeds, for H5 of prompts."
     )
     tasks = list(dict.fromkeys(table["task"]))

@@ -1,5 +1,6 @@
 """The README: its results are the committed ones, its links lead somewhere, its commands exist."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import readme
 
-from bpgo.analysis import claims
+from bpgo.analysis import claims, evidence
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -48,3 +49,24 @@ def test_its_commands_exist():
 def test_the_claims_in_the_table_are_those_of_the_records():
     computed = claims.verdicts(*readme.evidence.read(ROOT / readme.STUDY)).to_csv(index=False, lineterminator="\n")
     assert (ROOT / readme.STUDY / "claims.csv").read_text() == computed, "out of date: run `python reproduce/study.py tables`"
+
+
+def test_the_differences_told_in_short_are_those_of_the_records():
+    """Each "+.009 (-.005 to .023)" is, to its last digit, one of claims.csv, of a built notebook, or of the objectives on digits."""
+    number = r"[+-]?\d*\.\d+"
+    triple = re.compile(rf"({number}) \(({number})\s+to\s+({number})\)")
+    short = TEXT[TEXT.index("**In short**") : TEXT.index("<!-- study -->")]
+    built = [json.loads(path.read_text()) for path in sorted((ROOT / "notebooks").glob("0[6-9]*.ipynb"))]
+    printed = ["".join(o.get("text", "")) for notebook in built for cell in notebook["cells"] for o in cell.get("outputs", ())]
+    sources = [(ROOT / readme.STUDY / "claims.csv").read_text(), *printed]
+    known = [tuple(map(float, found)) for text in sources for found in triple.findall(text)]
+    plan, records = evidence.read(ROOT / readme.STUDY)
+    ended = evidence.final(plan, records, "digits", "digits", evidence.PRIMARY)
+    known += evidence.compare(ended, "grpo")[["- grpo", "from", "to"]].itertuples(index=False, name=None)
+    told = triple.findall(" ".join(short.split()))
+    assert len(told) > 10
+    for words in told:
+        near = [0.51 * 10.0 ** -len(word.partition(".")[2]) for word in words]
+        assert any(all(abs(float(w) - x) <= e for w, x, e in zip(words, row, near, strict=True)) for row in known), words
+    lost = re.search(r"none spoke\s+in the (\d+) runs", TEXT)[1]
+    assert any(f"guards spoke in 0 of {lost} runs that lost" in text for text in printed)
