@@ -54,7 +54,7 @@ mean = evidence.grid(ended)[0].loc[objectives]
 shown = pd.concat([clean.mean().rename("clean"), mean], axis=1)
 figure, [[ax]] = plots.new_figure(size=(10, 2.6))
 plots.heat_map(ax, shown.set_axis([name.replace("_", "\n") for name in shown], axis=1), np.zeros(shown.shape, bool))
-plots.labelled(ax, f"{measure} after training, mean of up to {len(ended)} seeds (before training {start:.2f})", "reward", "objective").grid(False)
+plots.labelled(ax, f"{measure} after training, darker is more; mean of up to {len(ended)} seeds (before training {start:.2f})", "reward", "objective").grid(False)
 plt.show()  # alt: Heat map of accuracy after training: four objectives by nine kinds of reward, from clean to saturated.
 print(evidence.state(plan, records))
 
