@@ -63,8 +63,8 @@ def study(root):
     hours = sum(record["seconds"]["whole"] for record in records.values()) / 3600
     said = (
         f"{evidence.state(plan, records)}; their clocks add to {hours:.1f} hours. *No* means refuted as the plan "
-        "defines it, which may be for want of evidence (an interval that holds 0); *not refuted* is no proof. In brackets n, the number of seeds, "
-        "for H5 of prompts."
+        "defines it, which may be for want of evidence (an interval that holds 0); *not refuted* is no proof. "
+        "In brackets n, the number of seeds, for H5 of prompts."
     )
     tasks = list(dict.fromkeys(table["task"]))
     short = [f"| claim | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
