@@ -44,7 +44,7 @@ test: $(SETUP)  ## lint, then run the tests (the long ones: make test ARGS='-m s
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(PYTHON) -m pytest -n auto --maxprocesses=4 --dist loadfile $(ARGS)
 
 reproduce: $(SETUP)  ## run the study and rebuild its tables and figures
-	$(PYTHON) reproduce/reproduce.py $(ARGS)
+	$(PYTHON) reproduce/run.py $(ARGS)
 
 study: $(SETUP)  ## run what is missing of the study (hours), and write its tables
 	$(PYTHON) reproduce/study.py $(ARGS)

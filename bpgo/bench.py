@@ -11,9 +11,9 @@ from statistics import median
 
 import torch
 
-from .config import Config, Prior
-from .rollout import select
-from .trainer import Trainer
+from bpgo.config import Config, Prior
+from bpgo.rollout import select
+from bpgo.trainer import Trainer
 
 
 def bench(config: Config, rounds: int) -> str:
@@ -30,11 +30,18 @@ def bench(config: Config, rounds: int) -> str:
         for call in work.values():
             call()  # warm up
         for i in range(rounds):
-            names = list(work) if i % 2 else list(work)[::-1]  # turn the order, so that drift falls on all alike
+            names = (
+                list(work) if i % 2 else list(work)[::-1]
+            )  # turn the order, so that drift falls on all alike
             for name in names:
                 timed[name].append(seconds(work[name]))
-    lines = [f"{config.groups} prompts x {config.group_size} samples, {rounds} rounds, {torch.get_num_threads()} threads"]
-    for title, above, below in (("iteration / model calls", "grpo", "calls"), ("BPGO / GRPO", "bpgo", "grpo")):
+    lines = [
+        f"{config.groups} prompts x {config.group_size} samples, {rounds} rounds, {torch.get_num_threads()} threads"
+    ]
+    for title, above, below in (
+        ("iteration / model calls", "grpo", "calls"),
+        ("BPGO / GRPO", "bpgo", "grpo"),
+    ):
         ratios = sorted(a / b for a, b in zip(timed[above], timed[below], strict=True))
         lines.append(f"{title:26}{median(ratios):.3f}   ({ratios[0]:.3f} .. {ratios[-1]:.3f})")
     return "\n".join(lines)
@@ -43,7 +50,9 @@ def bench(config: Config, rounds: int) -> str:
 def _trainer(config: Config, objective: str, folder: Path) -> Trainer:
     """A trainer whose every iteration trains the same number of steps, without evaluation, checkpoints or samples for a prior."""
     prior = Prior() if config.prior.kind.startswith("sft") else config.prior
-    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, name=objective), prior=prior)
+    config = dataclasses.replace(
+        config, objective=dataclasses.replace(config.objective, name=objective), prior=prior
+    )
     return Trainer(config, folder, progress=False)
 
 

@@ -13,19 +13,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .parallel import gathered, like
+from bpgo.distributed import gathered, like
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of another run."""
 
 
-def pack(parameters: dict[str, Tensor], averages: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def pack(
+    parameters: dict[str, Tensor], averages: dict[str, Tensor], optimiser: torch.optim.Optimizer
+) -> dict[str, Tensor]:
     """Everything that training moves, whole and by name, on the CPU of the main process. Every process of a run must call it.
 
     The others get nothing: they lend their shards of one tensor after the other.
     """
-    tensors = {f"weights/{name}": p for name, p in parameters.items()} | {f"ema/{name}": p for name, p in averages.items()}
+    tensors = {f"weights/{name}": p for name, p in parameters.items()} | {
+        f"ema/{name}": p for name, p in averages.items()
+    }
     for name, p in parameters.items():
         tensors |= {f"optimiser/{key}/{name}": value for key, value in optimiser.state[p].items()}
     found = ((name, gathered(t)) for name, t in tensors.items())
@@ -34,14 +38,19 @@ def pack(parameters: dict[str, Tensor], averages: dict[str, Tensor], optimiser: 
 
 @torch.no_grad()
 def unpack(
-    tensors: dict[str, Tensor], parameters: dict[str, Tensor], averages: dict[str, Tensor], optimiser: torch.optim.Optimizer
+    tensors: dict[str, Tensor],
+    parameters: dict[str, Tensor],
+    averages: dict[str, Tensor],
+    optimiser: torch.optim.Optimizer,
 ) -> None:
     """Put back what `pack` took, on any number of processes."""
     for name, p in parameters.items():
         p.copy_(like(tensors[f"weights/{name}"], p))
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if (value := tensors.get(f"optimiser/{key}/{name}")) is not None:
-                optimiser.state[p][key] = like(value, p) if value.shape == p.shape else value.to(p.device)
+                optimiser.state[p][key] = (
+                    like(value, p) if value.shape == p.shape else value.to(p.device)
+                )
     for name, p in averages.items():
         p.copy_(like(tensors[f"ema/{name}"], p))
     torch.set_rng_state(tensors["rng"])
@@ -53,7 +62,10 @@ def save_state(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, partial / "state.safetensors")
+        save_file(
+            {name: t.detach().contiguous() for name, t in tensors.items()},
+            partial / "state.safetensors",
+        )
         state = state | {"sha256": _digest(partial / "state.safetensors")}
         (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
         for file in partial.iterdir():

@@ -13,16 +13,27 @@ from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
-PRESETS = Path(__file__).parent.parent / "reproduce" / "presets"
+PRESETS = Path(__file__).parent / "presets"
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-settings = dataclass(config=ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=()), kw_only=True)
+settings = dataclass(
+    config=ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=()),
+    kw_only=True,
+)
 
 
 class ConfigError(ValueError):
@@ -85,7 +96,9 @@ def _listed(value):
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
-Rewards = Annotated[list[Reward], BeforeValidator(_listed)]  # in a preset also a single one, or null for none
+Rewards = Annotated[
+    list[Reward], BeforeValidator(_listed)
+]  # in a preset also a single one, or null for none
 
 
 @settings
@@ -112,7 +125,9 @@ class Sampling:
     @model_validator(mode="after")
     def _range_is_of_a_window(self):
         if self.window_range is not None and self.window is None:
-            raise ValueError("window_range says where sampling.window may lie: give sampling.window too")
+            raise ValueError(
+                "window_range says where sampling.window may lie: give sampling.window too"
+            )
         return self
 
 
@@ -136,13 +151,17 @@ class Objective:
     @model_validator(mode="after")
     def _one_sharpness(self):
         if self.k is not None and self.kappa is not None:
-            raise ValueError("give k (per unit of reward) or kappa (per standard deviation), not both")
+            raise ValueError(
+                "give k (per unit of reward) or kappa (per standard deviation), not both"
+            )
         return self
 
 
 @settings
 class Prior:
-    kind: Literal["running_mean", "constant", "sft", "sft_per_prompt", "first_frame", "empirical_bayes"] = "running_mean"
+    kind: Literal[
+        "running_mean", "constant", "sft", "sft_per_prompt", "first_frame", "empirical_bayes"
+    ] = "running_mean"
     """sft: the starting model's mean reward; first_frame: the still picture's; empirical_bayes: learnt from the groups, k of RAS too."""
     value: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """The constant, in units of the reward."""
@@ -231,19 +250,23 @@ class Config:
     @model_validator(mode="after")
     def _updates_fit(self):
         if self.groups % self.optimiser.updates:
-            raise ValueError(f"groups={self.groups} cannot be split over optimiser.updates={self.optimiser.updates}")
+            raise ValueError(
+                f"groups={self.groups} cannot be split over optimiser.updates={self.optimiser.updates}"
+            )
         return self
 
     @model_validator(mode="after")
     def _one_source_of_sharpness(self):
         given = [name for name in ("k", "kappa") if getattr(self.objective, name) is not None]
         if self.prior.kind == "empirical_bayes" and given:
-            raise ValueError(f"prior.kind=empirical_bayes works out the sharpness of RAS itself: set objective.{given[0]}=null")
+            raise ValueError(
+                f"prior.kind=empirical_bayes works out the sharpness of RAS itself: set objective.{given[0]}=null"
+            )
         return self
 
 
 def read_config(preset: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """A preset (a YAML file, or the name of one in reproduce/presets) with `key.path=value` overrides, validated.
+    """A preset (a YAML file, or the name of one in bpgo/presets) with `key.path=value` overrides, validated.
 
     Values are YAML: `objective.alpha=0.3`, `evaluation.held_out=null`. Raises ConfigError, FileNotFoundError.
     """
@@ -290,8 +313,12 @@ def _explain(error: dict) -> str:
     key = ".".join(part for part in error["loc"] if isinstance(part, str))
     if error["type"] == "unexpected_keyword_argument":
         known = flatten(Config)
-        near = get_close_matches(key, [*known, *{name.rpartition(".")[0] for name in known}], 1, 0.5)
-        return f"unknown setting {key!r}: " + (f"did you mean {near[0]!r}?" if near else "`python -m bpgo settings` lists all")
+        near = get_close_matches(
+            key, [*known, *{name.rpartition(".")[0] for name in known}], 1, 0.5
+        )
+        return f"unknown setting {key!r}: " + (
+            f"did you mean {near[0]!r}?" if near else "`python -m bpgo settings` lists all"
+        )
     if error["type"] == "missing":
         return f"{key} must be given"
     if error["type"] == "value_error":
@@ -304,8 +331,17 @@ def flatten(kind: type, prefix: str = "") -> dict[str, str]:
     documented = {name: (info.description or "") for name, info in kind.__pydantic_fields__.items()}
     hints, names = get_type_hints(kind), {}
     for f in fields(kind):
-        inner = next((t for t in (hints[f.name], *getattr(hints[f.name], "__args__", ())) if is_dataclass(t)), None)
-        names |= flatten(inner, f"{prefix}{f.name}.") if inner else {prefix + f.name: documented[f.name]}
+        inner = next(
+            (
+                t
+                for t in (hints[f.name], *getattr(hints[f.name], "__args__", ()))
+                if is_dataclass(t)
+            ),
+            None,
+        )
+        names |= (
+            flatten(inner, f"{prefix}{f.name}.") if inner else {prefix + f.name: documented[f.name]}
+        )
     return names
 
 

@@ -10,11 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .prompts import images_of, key_of
-from .rollout import integrate, micro_batches, row_noise, seed_of, select
-from .sde import sigma_grid
+from bpgo.prompts import images_of, key_of
+from bpgo.rollout import integrate, micro_batches, row_noise, seed_of, select
+from bpgo.sde import sigma_grid
 
-Metric = Callable[[Tensor, list[str]], Tensor | dict[str, Tensor]]  # one measure, or several by name
+Metric = Callable[
+    [Tensor, list[str]], Tensor | dict[str, Tensor]
+]  # one measure, or several by name
 
 
 class Scores(NamedTuple):
@@ -56,7 +58,10 @@ def encode(policy, prompts: list[str]) -> dict[str, Tensor]:
 def encode_each(policy, prompts: list[str]) -> dict[str, Tensor]:
     """Conditions of prompts, each encoded by itself: the same bits whichever prompts share its batch."""
     rows = {key: encode(policy, [p]) for key, p in {key_of(p): p for p in prompts}.items()}
-    return {name: torch.cat([rows[key_of(p)][name] for p in prompts]) for name in rows[key_of(prompts[0])]}
+    return {
+        name: torch.cat([rows[key_of(p)][name] for p in prompts])
+        for name in rows[key_of(prompts[0])]
+    }
 
 
 def evaluate(
@@ -76,7 +81,11 @@ def evaluate(
     they are measured, and pixels is empty.
     """
     at_once = len(prompts) if micro_batch is None else max(1, micro_batch // samples)
-    conditions, sigmas, drawn = conditions or partial(encode_each, policy), sigma_grid(steps, shift), Counter()
+    conditions, sigmas, drawn = (
+        conditions or partial(encode_each, policy),
+        sigma_grid(steps, shift),
+        Counter(),
+    )
     kept, found = [], defaultdict(list)
     for chosen in micro_batches(len(prompts), at_once):
         flat, seeds = [p for p in prompts[chosen] for _ in range(samples)], []
@@ -86,7 +95,9 @@ def evaluate(
         cond, pixels = conditions(prompts[chosen]), []
         for part in micro_batches(len(flat), micro_batch):
             noise = row_noise(seeds[part], policy.latent_shape(), 1, policy.device)[0]
-            pixels.append(policy.decode(integrate(policy, noise, select(cond, part, samples), sigmas)))
+            pixels.append(
+                policy.decode(integrate(policy, noise, select(cond, part, samples), sigmas))
+            )
         pixels = torch.cat(pixels)
         for name, metric in metrics.items():
             values = metric(pixels, flat)
@@ -94,7 +105,10 @@ def evaluate(
                 found[key].append(scores.float().cpu().view(-1, samples))
         if keep:
             kept.append(pixels.cpu().unflatten(0, (-1, samples)))
-    return Scores(torch.cat(kept) if keep else torch.empty(0), {name: torch.cat(parts) for name, parts in found.items()})
+    return Scores(
+        torch.cat(kept) if keep else torch.empty(0),
+        {name: torch.cat(parts) for name, parts in found.items()},
+    )
 
 
 def shares(prompts: list[str], count: int) -> list[list[int]]:

@@ -15,7 +15,12 @@ SHIPPED = Path(__file__).parent / "checkpoints"
 FILE_TYPES = (".txt", ".json", ".jsonl", ".yaml", ".yml", ".safetensors", ".bin", ".pt", ".pth")
 
 LOGIN = "accept its terms on its page, then `hf auth login` (before huggingface_hub 1.0: `huggingface-cli login`)"
-DAMAGED = (LookupError, struct.error, AssertionError, AttributeError)  # what torch.load also raises for a part of a file, and for text
+DAMAGED = (
+    LookupError,
+    struct.error,
+    AssertionError,
+    AttributeError,
+)  # what torch.load also raises for a part of a file, and for text
 
 
 def resolve(path_or_hub_id: str | Path) -> Path | str:
@@ -27,10 +32,16 @@ def resolve(path_or_hub_id: str | Path) -> Path | str:
     for candidate in (path, SHIPPED / path) if text else ():
         if candidate.exists():
             return candidate
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and path.suffix not in FILE_TYPES:
+    if (
+        text.count("/") == 1
+        and not text.startswith((".", "/", "~"))
+        and path.suffix not in FILE_TYPES
+    ):
         return text
     shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir())) if SHIPPED.is_dir() else "none"
-    raise FileNotFoundError(f"{text!r} is no folder or file here, no hub id (owner/name), and not shipped ({shipped})")
+    raise FileNotFoundError(
+        f"{text!r} is no folder or file here, no hub id (owner/name), and not shipped ({shipped})"
+    )
 
 
 def check_safetensors(place: Path) -> None:
@@ -40,11 +51,15 @@ def check_safetensors(place: Path) -> None:
     place = Path(place)
     for file in [place] if place.suffix == ".safetensors" else sorted(place.rglob("*.safetensors")):
         try:
-            with safe_open(file, framework="numpy"):  # reads the header, and compares its offsets with the file's size
+            with safe_open(
+                file, framework="numpy"
+            ):  # reads the header, and compares its offsets with the file's size
                 pass
         except SafetensorError as error:
             how = _again(file, "copy or make it again")
-            raise ValueError(f"{file} is truncated or damaged ({file.stat().st_size} bytes): {how}") from error
+            raise ValueError(
+                f"{file} is truncated or damaged ({file.stat().st_size} bytes): {how}"
+            ) from error
 
 
 def check_weights(place: Path) -> None:
@@ -59,7 +74,9 @@ def check_weights(place: Path) -> None:
             with file.open("rb") as stream:
                 if stream.read(2) == b"PK":
                     how = _again(file, "download it again")
-                    raise ValueError(f"{file} is damaged, or not whole ({file.stat().st_size} bytes): {how}")
+                    raise ValueError(
+                        f"{file} is damaged, or not whole ({file.stat().st_size} bytes): {how}"
+                    )
 
 
 def _again(file: Path, how: str) -> str:
@@ -91,7 +108,9 @@ def from_hub(hub_id: str, what: str):
             remedy = f"it is gated: {LOGIN}, then {remedy}"
         elif isinstance(error, RepositoryNotFoundError):
             remedy = f"is its name right? If so, and it is private, `hf auth login`; then {remedy}"
-        raise OSError(f"{what}: {hub_id} is neither in the hub's cache here nor could it be fetched: {remedy} ({first})") from error
+        raise OSError(
+            f"{what}: {hub_id} is neither in the hub's cache here nor could it be fetched: {remedy} ({first})"
+        ) from error
 
 
 def read_pt(file: Path) -> dict:
@@ -101,12 +120,16 @@ def read_pt(file: Path) -> dict:
     try:
         return dict(torch.load(file, map_location="cpu", weights_only=True))
     except (*DAMAGED, UnpicklingError, EOFError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is damaged, or holds more than tensors (code in it is not run): download it again") from error
+        raise ValueError(
+            f"{file} is damaged, or holds more than tensors (code in it is not run): download it again"
+        ) from error
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file beside its place and move it there; on an error (disk full, read-only) the old file stays."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write the same
+    partial = path.with_name(
+        f".{path.name}.{os.getpid()}.partial"
+    )  # two processes may write the same
     try:
         with partial.open("wb") as stream:
             stream.write(data.encode() if isinstance(data, str) else data)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import Config
-from .files import read_log
+from bpgo.config import Config
+from bpgo.files import read_log
 
 WINDOW = 10  # iterations that a guard looks back on, and after which it looks again
 WEAK = 0.9  # a mean weight below which groups that are all weighted down are worth a word
@@ -24,14 +24,22 @@ class TrainingWarning(UserWarning):
 
 def look(output: Path, config: Config) -> dict[str, str]:
     """{guard: what it sees} in the logs of a run's folder, without what its warnings.jsonl has already."""
-    metrics, evaluations, told = (_log(output / f"{name}.jsonl") for name in ("metrics", "evaluations", "warnings"))
+    metrics, evaluations, told = (
+        _log(output / f"{name}.jsonl") for name in ("metrics", "evaluations", "warnings")
+    )
     held_out = [reward.name for reward in config.evaluation.held_out]
     found = {
         "stagnation": stagnation(metrics),
         "concentration": concentration(metrics, config.group_size),
-        "over-optimisation": over_optimisation(evaluations, held_out if len(held_out) > 1 else ["held_out"] * len(held_out)),
+        "over-optimisation": over_optimisation(
+            evaluations, held_out if len(held_out) > 1 else ["held_out"] * len(held_out)
+        ),
     }
-    return {name: words for name, words in found.items() if words and name not in {line["guard"] for line in told}}
+    return {
+        name: words
+        for name, words in found.items()
+        if words and name not in {line["guard"] for line in told}
+    }
 
 
 def stagnation(metrics: list[dict]) -> str | None:
@@ -39,7 +47,9 @@ def stagnation(metrics: list[dict]) -> str | None:
     recent = metrics[-WINDOW:]
     if len(recent) < WINDOW:
         return None
-    prior, reward, weight, flat = (_mean(recent, name) for name in ("prior", "reward", "weight_mean", "zero_variance_groups"))
+    prior, reward, weight, flat = (
+        _mean(recent, name) for name in ("prior", "reward", "weight_mean", "zero_variance_groups")
+    )
     if weight < WEAK and all(line["weight_max"] < 1 for line in recent):
         return (
             f"RAS has weighted down every group of the last {WINDOW} iterations, by {1 - weight:.0%}, because the prior ({prior:.4g}) "
@@ -61,9 +71,15 @@ def concentration(metrics: list[dict], group_size: int) -> str | None:
     """
     one, usual = 4 * (group_size - 1) / group_size, 2 * group_size / math.pi
     recent = metrics[-WINDOW:]
-    if group_size < 6 or len(recent) < WINDOW or any(line["zero_variance_groups"] == 1 for line in recent):
+    if (
+        group_size < 6
+        or len(recent) < WINDOW
+        or any(line["zero_variance_groups"] == 1 for line in recent)
+    ):
         return None
-    sizes = [line["effective_sample_size"] / (1 - line["zero_variance_groups"]) for line in recent]  # logged, a flat group has 0
+    sizes = [
+        line["effective_sample_size"] / (1 - line["zero_variance_groups"]) for line in recent
+    ]  # logged, a flat group has 0
     if max(sizes) >= (one + usual) / 2:
         return None
     size = sum(sizes) / len(sizes)
@@ -82,7 +98,11 @@ def over_optimisation(evaluations: list[dict], held_out: list[str]) -> str | Non
     for name in held_out:
         best, last = max(evaluations, key=lambda line: line[name]), evaluations[-1]
         fall = np.mean(best["scores"][name], axis=1) - np.mean(last["scores"][name], axis=1)
-        if len(fall) > 2 and last["reward"] > best["reward"] and fall.mean() > 3 * fall.std(ddof=1) / math.sqrt(len(fall)):
+        if (
+            len(fall) > 2
+            and last["reward"] > best["reward"]
+            and fall.mean() > 3 * fall.std(ddof=1) / math.sqrt(len(fall))
+        ):
             return (
                 f"the reward has risen from {best['reward']:.4g} to {last['reward']:.4g} since iteration {best['iteration']}, while "
                 f"{name} fell from {best[name]:.4g} to {last[name]:.4g}: the policy learns what only this reward likes. Stop there, "

@@ -24,12 +24,16 @@ def group_advantages(rewards: Tensor, eps: float = 1e-8) -> Tensor:
     """
     rewards = check_rewards(rewards)
     centred = rewards - rewards.mean(1, keepdim=True)
-    centred = centred - centred.mean(1, keepdim=True)  # the first mean is rounded, which matters where rewards differ by their last digits
+    centred = centred - centred.mean(
+        1, keepdim=True
+    )  # the first mean is rounded, which matters where rewards differ by their last digits
     advantages = centred / (centred.std(1, keepdim=True) + eps)
     return torch.where(_flat(rewards)[:, None], torch.zeros_like(advantages), advantages)
 
 
-def ras_weights(rewards: Tensor, prior: Tensor | float, alpha: float = 0.5, k: float = 1.0) -> Tensor:
+def ras_weights(
+    rewards: Tensor, prior: Tensor | float, alpha: float = 0.5, k: float = 1.0
+) -> Tensor:
     """Equation 2, reliability-adaptive scaling: w = 1 + alpha (2 sigmoid(k (Rbar - prior)) - 1), (N,) in (1 - alpha, 1 + alpha).
 
     prior: a number, (N,) or (N, G) (its group mean is taken). alpha in [0, 1]; k per unit of reward, see `k_from_kappa`.
@@ -56,9 +60,13 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) 
     """max(-A r, -A clip(r, 1 - c, 1 + c)) with r = exp(log_ratio), same shape as log_ratio (PPO, arXiv 1707.06347)."""
     _check_range("clip_range", clip_range, 0, math.inf)
     if advantages.shape != log_ratio.shape[log_ratio.ndim - advantages.ndim :]:
-        raise ValueError(f"advantages {tuple(advantages.shape)} do not fit log-ratios {tuple(log_ratio.shape)}")
+        raise ValueError(
+            f"advantages {tuple(advantages.shape)} do not fit log-ratios {tuple(log_ratio.shape)}"
+        )
     ratio = log_ratio.exp()
-    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
+    return torch.maximum(
+        -advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    )
 
 
 def k_from_kappa(kappa: float, rewards: Tensor) -> float:
@@ -95,35 +103,47 @@ class Advantages(NamedTuple):
         return self.main if self.auxiliary is None else self.main + self.auxiliary
 
 
-def grpo(rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float) -> Advantages:
+def grpo(
+    rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float
+) -> Advantages:
     """GRPO (equation 1): the group advantages as they are. The prior and the four settings are not used."""
     rewards = check_rewards(rewards)
     return Advantages(group_advantages(rewards), None, rewards.new_ones(len(rewards)), rewards)
 
 
-def ras(rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float) -> Advantages:
+def ras(
+    rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float
+) -> Advantages:
     """RAS alone (equations 2, 3): each group's advantages times its weight."""
     rewards = check_rewards(rewards)
     weights = ras_weights(rewards, prior, alpha, k)
     return Advantages(weights[:, None] * group_advantages(rewards), None, weights, rewards)
 
 
-def crt(rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float) -> Advantages:
+def crt(
+    rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float
+) -> Advantages:
     """CRT alone (equation 5 with every weight 1): GRPO plus beta times the loss on transformed rewards."""
     rewards = check_rewards(rewards)
     transformed = crt_rewards(rewards, prior, lam)
     weights = rewards.new_ones(len(rewards))
-    return Advantages(group_advantages(rewards), beta * group_advantages(transformed), weights, transformed)
+    return Advantages(
+        group_advantages(rewards), beta * group_advantages(transformed), weights, transformed
+    )
 
 
-def bpgo(rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float) -> Advantages:
+def bpgo(
+    rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float
+) -> Advantages:
     """BPGO (equation 5): L_RAS + beta L_CRT. The weights do not multiply the auxiliary term."""
     weighted = ras(rewards, prior, alpha=alpha, k=k, lam=lam, beta=beta)
     sharpened = crt(rewards, prior, alpha=alpha, k=k, lam=lam, beta=beta)
     return weighted._replace(auxiliary=sharpened.auxiliary, transformed=sharpened.transformed)
 
 
-def bgpo(rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float) -> Advantages:
+def bgpo(
+    rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float
+) -> Advantages:
     """The institute's published variant, which differs from the paper: for comparison, never the default.
 
     CRT, (50 (R - p) + 1{R > p}) / (1 + exp(-R / 5)) R, *replaces* the rewards. RAS is w = 1 + alpha (P - 1/2), P the probability that
@@ -144,13 +164,25 @@ def bgpo(rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam:
     return Advantages(weights[:, None] * group_advantages(replaced), None, weights, replaced)
 
 
-OBJECTIVES: dict[str, Callable[..., Advantages]] = {"grpo": grpo, "ras": ras, "crt": crt, "bpgo": bpgo, "bgpo": bgpo}
+OBJECTIVES: dict[str, Callable[..., Advantages]] = {
+    "grpo": grpo,
+    "ras": ras,
+    "crt": crt,
+    "bpgo": bpgo,
+    "bgpo": bgpo,
+}
 
 
-def surrogate_loss(log_ratio: Tensor, main: Tensor, auxiliary: Tensor | None, clip_range: float) -> Tensor:
+def surrogate_loss(
+    log_ratio: Tensor, main: Tensor, auxiliary: Tensor | None, clip_range: float
+) -> Tensor:
     """Both terms of equation 5 from one log-ratio: the mean of the clipped surrogates of main and of auxiliary."""
     loss = clipped_surrogate(log_ratio, main, clip_range).mean()
-    return loss if auxiliary is None else loss + clipped_surrogate(log_ratio, auxiliary, clip_range).mean()
+    return (
+        loss
+        if auxiliary is None
+        else loss + clipped_surrogate(log_ratio, auxiliary, clip_range).mean()
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- diagnostics
@@ -188,7 +220,13 @@ def ratio_diagnostics(log_ratio: Tensor, advantages: Tensor, clip_range: float) 
     ratio = log_ratio.exp()
     up = (ratio > 1 + clip_range) & (advantages > 0)
     down = (ratio < 1 - clip_range) & (advantages < 0)
-    return torch.stack([up.to(ratio.dtype).mean(), down.to(ratio.dtype).mean(), (torch.expm1(log_ratio) - log_ratio).mean()])
+    return torch.stack(
+        [
+            up.to(ratio.dtype).mean(),
+            down.to(ratio.dtype).mean(),
+            (torch.expm1(log_ratio) - log_ratio).mean(),
+        ]
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- guards
@@ -200,14 +238,18 @@ def check_rewards(rewards: Tensor) -> Tensor:
     if not rewards.is_floating_point():
         rewards = rewards.to(torch.get_default_dtype())
     if rewards.ndim != 2 or rewards.shape[0] == 0:
-        raise ValueError(f"rewards must be (N, G), N groups of G samples, not {tuple(rewards.shape)}")
+        raise ValueError(
+            f"rewards must be (N, G), N groups of G samples, not {tuple(rewards.shape)}"
+        )
     if rewards.shape[1] < 2:
         raise ValueError(
             f"a group needs at least 2 samples to compare: rewards {tuple(rewards.shape)} have G = {rewards.shape[1]}"
         )
     if not rewards.isfinite().all():
         index = tuple((~rewards.isfinite()).nonzero()[0].tolist())
-        raise ValueError(f"rewards{list(index)} is {rewards[index].item()}: every reward must be finite")
+        raise ValueError(
+            f"rewards{list(index)} is {rewards[index].item()}: every reward must be finite"
+        )
     return rewards
 
 
@@ -216,7 +258,9 @@ def check_prior(prior: Tensor | float, rewards: Tensor) -> Tensor:
     prior = torch.as_tensor(prior, dtype=rewards.dtype, device=rewards.device)
     if prior.shape not in ((), rewards.shape[:1], rewards.shape):
         n, g = rewards.shape
-        raise ValueError(f"the prior must be a number, ({n},) or ({n}, {g}), not {tuple(prior.shape)}")
+        raise ValueError(
+            f"the prior must be a number, ({n},) or ({n}, {g}), not {tuple(prior.shape)}"
+        )
     if not prior.isfinite().all():
         index = tuple((~prior.isfinite()).nonzero()[0].tolist())
         raise ValueError(f"prior{list(index) or ''} is {prior[index].item()}: it must be finite")

@@ -17,7 +17,9 @@ class Prior:
 
     def __call__(self, prompts: list[str], rewards: Tensor) -> Tensor | float:
         """A number or (N,), in units of the reward."""
-        raise TypeError(f"{type(self).__name__} has no value: a prior says what reward to expect of prompts")
+        raise TypeError(
+            f"{type(self).__name__} has no value: a prior says what reward to expect of prompts"
+        )
 
     def sharpness(self, rewards: Tensor) -> float | None:
         """The k of RAS (equation 2), per unit of reward, where the prior itself implies it; None leaves it to the objective's settings."""
@@ -79,7 +81,9 @@ class RunningMean(Prior):
 
     def update(self, rewards: Tensor) -> None:
         new = rewards.mean().item()
-        self.mean = new if self.mean is None else self.momentum * self.mean + (1 - self.momentum) * new
+        self.mean = (
+            new if self.mean is None else self.momentum * self.mean + (1 - self.momentum) * new
+        )
 
     def state(self) -> dict[str, float]:
         return {} if self.mean is None else {"mean": self.mean}
@@ -113,10 +117,16 @@ class EmpiricalBayes(Prior):
     def update(self, rewards: Tensor) -> None:
         new = group_moments(rewards)
         m = self.momentum if self.moments else 0.0
-        self.moments = tuple(m * old + (1 - m) * now for old, now in zip(self.moments or new, new, strict=True))
+        self.moments = tuple(
+            m * old + (1 - m) * now for old, now in zip(self.moments or new, new, strict=True)
+        )
 
     def state(self) -> dict[str, float]:
-        return dict(zip(("mean", "spread", "within"), self.moments, strict=True)) if self.moments else {}
+        return (
+            dict(zip(("mean", "spread", "within"), self.moments, strict=True))
+            if self.moments
+            else {}
+        )
 
     def restore(self, state: dict[str, float]) -> None:
         self.moments = (state["mean"], state["spread"], state["within"]) if state else None

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import resolve
+from bpgo.files import resolve
 
 
 class Prompt(str):
@@ -44,7 +44,9 @@ def images_of(prompts: list[str]) -> list | None:
     images = [getattr(p, "image", None) for p in prompts]
     without = [p for p, image in zip(prompts, images, strict=True) if image is None]
     if without and len(without) < len(prompts):
-        raise ValueError(f"prompt {without[0]!r} has no image, and others have ({len(without)} of {len(prompts)} without)")
+        raise ValueError(
+            f"prompt {without[0]!r} has no image, and others have ({len(without)} of {len(prompts)} without)"
+        )
     return None if without or not images else images
 
 
@@ -58,9 +60,16 @@ def read_prompts(path: str) -> list[str]:
     `datasets` is not installed, ValueError, with the file and the line or row, for what cannot be read, or if there is no prompt.
     """
     pieces = str(path).split(":")  # of which the name of a file may have some
-    cut = next((n for n in range(len(pieces), 0, -1) if Path(":".join(pieces[:n])).expanduser().exists()), 1)
+    cut = next(
+        (n for n in range(len(pieces), 0, -1) if Path(":".join(pieces[:n])).expanduser().exists()),
+        1,
+    )
     place, parts = resolve(":".join(pieces[:cut])), pieces[cut:]
-    if not isinstance(place, Path) or place.suffix == ".parquet" or any((place / f).is_file() for f in ("state.json", "dataset_dict.json")):
+    if (
+        not isinstance(place, Path)
+        or place.suffix == ".parquet"
+        or any((place / f).is_file() for f in ("state.json", "dataset_dict.json"))
+    ):
         return _dataset_prompts(place, *parts)
     if parts or not place.is_file():
         raise FileNotFoundError(f"no prompt file {path!r}")
@@ -68,8 +77,13 @@ def read_prompts(path: str) -> list[str]:
         text = place.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"the prompt file {place} is not UTF-8 text") from None
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    prompts = [_row(line, place, number) if place.suffix == ".jsonl" else Prompt(line) for number, line in lines]
+    lines = [
+        (number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()
+    ]
+    prompts = [
+        _row(line, place, number) if place.suffix == ".jsonl" else Prompt(line)
+        for number, line in lines
+    ]
     if not prompts:
         raise ValueError(f"the prompt file {place} has no prompts")
     return prompts
@@ -82,25 +96,45 @@ def _row(line: str, place: Path, number: int) -> Prompt:
         if not isinstance(text, str):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f'{place} is not JSON lines with the key "prompt", a text (line {number})') from None
-    return Prompt(text, None if image is None else open_image(image, place.parent, f"{place}, line {number}"))
+        raise ValueError(
+            f'{place} is not JSON lines with the key "prompt", a text (line {number})'
+        ) from None
+    return Prompt(
+        text, None if image is None else open_image(image, place.parent, f"{place}, line {number}")
+    )
 
 
-def _dataset_prompts(place: Path | str, split: str = "", column: str = "", *more: str) -> list[Prompt]:
+def _dataset_prompts(
+    place: Path | str, split: str = "", column: str = "", *more: str
+) -> list[Prompt]:
     if more:
-        raise ValueError(f"{place}:{split}:{column}:{':'.join(more)} is no dataset: write name, name:split or name:split:column")
+        raise ValueError(
+            f"{place}:{split}:{column}:{':'.join(more)} is no dataset: write name, name:split or name:split:column"
+        )
     try:
         import datasets
     except ImportError:
-        raise FileNotFoundError(f"{str(place)!r} is no text or JSON-lines file; to read it as a dataset: pip install datasets") from None
+        raise FileNotFoundError(
+            f"{str(place)!r} is no text or JSON-lines file; to read it as a dataset: pip install datasets"
+        ) from None
     try:
         if isinstance(place, str):
             found = datasets.load_dataset(place)
         else:
-            found = datasets.load_from_disk(place) if place.is_dir() else datasets.Dataset.from_parquet(str(place))
+            found = (
+                datasets.load_from_disk(place)
+                if place.is_dir()
+                else datasets.Dataset.from_parquet(str(place))
+            )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        hint = "; if it is gated, accept its terms on its page, then: hf auth login" if isinstance(place, str) else ""
-        raise (FileNotFoundError if hint else ValueError)(f"cannot read the dataset {str(place)!r}: {error}{hint}") from error
+        hint = (
+            "; if it is gated, accept its terms on its page, then: hf auth login"
+            if isinstance(place, str)
+            else ""
+        )
+        raise (FileNotFoundError if hint else ValueError)(
+            f"cannot read the dataset {str(place)!r}: {error}{hint}"
+        ) from error
     tables = found if isinstance(found, dict) else {str(found.split or "train"): found}
     split = split or (next(iter(tables)) if len(tables) == 1 else "train")
     if split not in tables:
@@ -109,11 +143,21 @@ def _dataset_prompts(place: Path | str, split: str = "", column: str = "", *more
     others = [c for c in ("text", "caption") if c in columns]
     column = column or (others[0] if "prompt" not in columns and len(others) == 1 else "prompt")
     if column not in columns:
-        raise ValueError(f"the dataset {place}, split {split}, has no column {column!r}; it has {', '.join(columns)}")
-    if isinstance(table.features.get("image"), datasets.Image):  # encoded: open_image decodes, and names what it cannot
+        raise ValueError(
+            f"the dataset {place}, split {split}, has no column {column!r}; it has {', '.join(columns)}"
+        )
+    if isinstance(
+        table.features.get("image"), datasets.Image
+    ):  # encoded: open_image decodes, and names what it cannot
         table = table.cast_column("image", datasets.Image(decode=False))
     folder, prompts = Path(place).parent, []
-    for i, (text, image) in enumerate(zip(table[column], table["image"] if "image" in columns else [None] * len(table), strict=True)):
+    for i, (text, image) in enumerate(
+        zip(
+            table[column],
+            table["image"] if "image" in columns else [None] * len(table),
+            strict=True,
+        )
+    ):
         where = f"the dataset {place}, split {split}, row {i}"
         if not isinstance(text, str):
             raise ValueError(f"{where}: {column} is {str(text)[:60]!r}, not a text")
@@ -135,7 +179,9 @@ def open_image(source: str | bytes, folder: Path, where: str):
         if isinstance(source, bytes):
             image = Image.open(io.BytesIO(source))
         elif source.startswith("data:"):
-            image = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2], validate=True)))
+            image = Image.open(
+                io.BytesIO(base64.b64decode(source.partition(",")[2], validate=True))
+            )
         else:
             image = Image.open(folder / source)
         image.load()

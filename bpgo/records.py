@@ -27,16 +27,22 @@ def record(name, values, output=None, rtol=1e-2, atol=1e-6, context=None, uncomp
     that is not finite, TypeError for a value that JSON has no word for; both name the key.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise ValueError(f"record name {name!r} becomes a file name: use letters, digits, '-' and '_' only")
+        raise ValueError(
+            f"record name {name!r} becomes a file name: use letters, digits, '-' and '_' only"
+        )
     if not isinstance(values, dict):
-        raise TypeError(f"record {name!r} takes a dict of named values, not a {type(values).__name__}")
+        raise TypeError(
+            f"record {name!r} takes a dict of named values, not a {type(values).__name__}"
+        )
     shown = {"name": name, "values": _plain(values, name), "rtol": rtol, "atol": atol}
     shown["uncompared"] = sorted(uncompared)
     whole = shown | {"context": _plain(context or {}, f"{name}.context"), "code": code_version()}
     _show(_table(shown["values"]), shown)
     if output:
         Path(output).mkdir(parents=True, exist_ok=True)
-        write_atomic(Path(output) / f"{name}.json", json.dumps(whole, indent=1, allow_nan=False) + "\n")
+        write_atomic(
+            Path(output) / f"{name}.json", json.dumps(whole, indent=1, allow_nan=False) + "\n"
+        )
     return whole
 
 
@@ -45,16 +51,22 @@ def read_record(path):
     try:
         found = json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): delete it and run its notebook again") from error
+        raise ValueError(
+            f"{path} is not JSON ({error}): delete it and run its notebook again"
+        ) from error
     if not isinstance(found, dict) or not {"name", "values", "rtol", "atol"} <= found.keys():
-        raise ValueError(f"{path} is not a record of bpgo.records.record: keep other JSON in another folder")
+        raise ValueError(
+            f"{path} is not a record of bpgo.records.record: keep other JSON in another folder"
+        )
     return found
 
 
 def read_records(folder):
     """The records in `folder`, by file name. Raises FileNotFoundError where there is no such folder."""
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"no folder {folder} to read records from: give a notebook output={folder}")
+        raise FileNotFoundError(
+            f"no folder {folder} to read records from: give a notebook output={folder}"
+        )
     return [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
 
 
@@ -77,7 +89,10 @@ def code_version():
         package = importlib.metadata.version("bpgo")
     except importlib.metadata.PackageNotFoundError:
         package = "unknown"
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", "bpgo", "notebooks/*.py")
+    commit, changes = (
+        _git("rev-parse", "HEAD"),
+        _git("status", "--porcelain", "--", "bpgo", "notebooks/*.py"),
+    )
     if commit is None or changes is None:
         return {"package": package, "commit": "unknown", "dirty": "unknown"}
     return {"package": package, "commit": commit, "dirty": changes != ""}
@@ -102,10 +117,14 @@ def _plain(value, key):
     if isinstance(value, list | tuple):
         return [_plain(inner, f"{key}.{index}") for index, inner in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{key} is {value}: mend what made it, or record None where there is no such number")
+        raise ValueError(
+            f"{key} is {value}: mend what made it, or record None where there is no such number"
+        )
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{key} is a {type(value).__name__}: record numbers, strings, None, or lists and dicts")
+    raise TypeError(
+        f"{key} is a {type(value).__name__}: record numbers, strings, None, or lists and dicts"
+    )
 
 
 def _leaves(values, path=()):
@@ -130,10 +149,14 @@ def _close(expected, actual, tolerances):
 def _table(values):
     """Aligned text: a row a value and a column a key where the values are flat dicts, else a line a leaf."""
     leaves = dict(_leaves(values))
-    if all(isinstance(row, dict) for row in values.values()) and all(len(path) == 2 for path in leaves):
+    if all(isinstance(row, dict) for row in values.values()) and all(
+        len(path) == 2 for path in leaves
+    ):
         columns = list(dict.fromkeys(column for _, column in leaves))
         lines = [["", *columns]]
-        lines += [[row, *(_rounded(leaves.get((row, column))) for column in columns)] for row in values]
+        lines += [
+            [row, *(_rounded(leaves.get((row, column))) for column in columns)] for row in values
+        ]
     else:
         lines = [[_key(path), _rounded(value)] for path, value in leaves.items()]
     return aligned(lines)

@@ -11,17 +11,19 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 
-from .config import Config, to_dict
-from .evaluation import evaluate
-from .files import write_atomic
-from .parallel import whole
-from .priors import Constant, EmpiricalBayes, PerPrompt, Prior, RunningMean
-from .prompts import images_of, key_of, pixels_of
-from .rewards import Reward
-from .rollout import row_noise
+from bpgo.config import Config, to_dict
+from bpgo.distributed import whole
+from bpgo.evaluation import evaluate
+from bpgo.files import write_atomic
+from bpgo.priors import Constant, EmpiricalBayes, PerPrompt, Prior, RunningMean
+from bpgo.prompts import images_of, key_of, pixels_of
+from bpgo.rewards import Reward
+from bpgo.rollout import row_noise
 
 
-def make_prior(config: Config, policy, reward: Reward, prompts: list[str], conditions: Callable | None = None) -> Prior:
+def make_prior(
+    config: Config, policy, reward: Reward, prompts: list[str], conditions: Callable | None = None
+) -> Prior:
     """The prior that config.prior names. For the SFT kinds, policy must still be the starting model. conditions: as `evaluate` takes it."""
     p = config.prior
     if p.kind == "running_mean":
@@ -33,10 +35,16 @@ def make_prior(config: Config, policy, reward: Reward, prompts: list[str], condi
     if p.kind == "first_frame":
         return PerPrompt(first_frame_rewards(policy, reward, prompts))
     table = reference_rewards(config, policy, reward, prompts, conditions)
-    return PerPrompt(table) if p.kind == "sft_per_prompt" else Constant(sum(table.values()) / len(table))
+    return (
+        PerPrompt(table)
+        if p.kind == "sft_per_prompt"
+        else Constant(sum(table.values()) / len(table))
+    )
 
 
-def reference_rewards(config: Config, policy, reward: Reward, prompts: list[str], conditions: Callable | None = None) -> dict[str, float]:
+def reference_rewards(
+    config: Config, policy, reward: Reward, prompts: list[str], conditions: Callable | None = None
+) -> dict[str, float]:
     """Mean reward of config.prior.samples pictures of each prompt, by config.evaluation.steps ODE steps of this policy.
 
     Kept in $BPGO_CACHE (or ~/.cache/bpgo) under a fingerprint of weights, reward, prompts and sampling; found there, nothing is sampled.
@@ -44,9 +52,18 @@ def reference_rewards(config: Config, policy, reward: Reward, prompts: list[str]
     """
     unique, settings = {key_of(p): p for p in prompts}, to_dict(config)
     prompts, keys = [unique[key] for key in sorted(unique)], sorted(unique)
-    probe = reward(policy.decode(row_noise([0, 1], policy.latent_shape(), 1, policy.device)[0]), [prompts[0], prompts[-1]])
+    probe = reward(
+        policy.decode(row_noise([0, 1], policy.latent_shape(), 1, policy.device)[0]),
+        [prompts[0], prompts[-1]],
+    )
     identity = [settings[k] for k in ("generator", "reward", "sampling")]
-    identity += [config.prior.samples, config.evaluation.steps, keys, weights_fingerprint(policy.modules), probe.tolist()]
+    identity += [
+        config.prior.samples,
+        config.evaluation.steps,
+        keys,
+        weights_fingerprint(policy.modules),
+        probe.tolist(),
+    ]
     place = cache("reference", identity).with_suffix(".json")
     known = json.loads(place.read_text()) if place.is_file() else None
     (known,) = broadcast_object_list([known])  # all processes sample, or none does
@@ -57,8 +74,17 @@ def reference_rewards(config: Config, policy, reward: Reward, prompts: list[str]
     chunk = max(1, config.groups * config.group_size // config.prior.samples)
     for start in range(0, len(prompts), chunk):
         part = prompts[start : start + chunk]
-        scores = evaluate(policy, part, {"reward": reward}, config.prior.samples, config.evaluation.steps, config.sampling.shift, micro,
-                          conditions, keep=False)  # fmt: skip
+        scores = evaluate(
+            policy,
+            part,
+            {"reward": reward},
+            config.prior.samples,
+            config.evaluation.steps,
+            config.sampling.shift,
+            micro,
+            conditions,
+            keep=False,
+        )
         table |= dict(zip(map(key_of, part), scores.scores["reward"].mean(1).tolist(), strict=True))
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(place, json.dumps(table))
@@ -71,7 +97,9 @@ def cache(kind: str, identity: list) -> Path:
     return Path(os.environ.get("BPGO_CACHE", Path.home() / ".cache" / "bpgo")) / f"{kind}-{name}"
 
 
-def first_frame_rewards(policy, reward: Reward, prompts: list[str], chunk: int = 32) -> dict[str, float]:
+def first_frame_rewards(
+    policy, reward: Reward, prompts: list[str], chunk: int = 32
+) -> dict[str, float]:
     """For each image-to-video prompt, the reward of its picture held still for as many frames as the policy makes.
 
     The text alignment of the conditioning image (arXiv 2511.18919, table 1), on the video reward's own scale because it is the same
@@ -80,11 +108,17 @@ def first_frame_rewards(policy, reward: Reward, prompts: list[str], chunk: int =
     """
     images, table = images_of(prompts), {}
     if images is None:
-        raise ValueError("prior.kind=first_frame is for image-to-video, and these prompts carry no images: use sft or running_mean")
+        raise ValueError(
+            "prior.kind=first_frame is for image-to-video, and these prompts carry no images: use sft or running_mean"
+        )
     for start in range(0, len(prompts), chunk):
         part = prompts[start : start + chunk]
-        still = pixels_of(images[start : start + chunk])[:, None].expand(-1, policy.frames, -1, -1, -1)
-        table |= dict(zip(map(key_of, part), reward(still.to(policy.device), part).tolist(), strict=True))
+        still = pixels_of(images[start : start + chunk])[:, None].expand(
+            -1, policy.frames, -1, -1, -1
+        )
+        table |= dict(
+            zip(map(key_of, part), reward(still.to(policy.device), part).tolist(), strict=True)
+        )
     return table
 
 
@@ -93,6 +127,9 @@ def weights_fingerprint(modules: dict[str, torch.nn.Module]) -> str:
     digest = hashlib.sha256()
     for part, module in modules.items():
         for name, p in module.named_parameters():
-            moments = (whole(p.detach().double().sum()).item(), whole(p.detach().double().square().sum()).item())
+            moments = (
+                whole(p.detach().double().sum()).item(),
+                whole(p.detach().double().square().sum()).item(),
+            )
             digest.update(repr((part, name, tuple(p.shape), moments)).encode())
     return digest.hexdigest()

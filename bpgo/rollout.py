@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .sde import SCHEDULES, noise_levels, sde_step
+from bpgo.sde import SCHEDULES, noise_levels, sde_step
 
 
 class Rollout(NamedTuple):
@@ -35,7 +35,9 @@ class Plan(NamedTuple):
 
     def step(self, i: int, x: Tensor, velocity: Tensor, **given):
         """Step i of the grid: a new draw, or with x_next=... its log-probability."""
-        return SCHEDULES[self.schedule].step(x, velocity, self.sigmas[i], self.sigmas[i + 1], self.noise[i], **given)
+        return SCHEDULES[self.schedule].step(
+            x, velocity, self.sigmas[i], self.sigmas[i + 1], self.noise[i], **given
+        )
 
 
 def plan(
@@ -55,7 +57,9 @@ def plan(
     """
     noisy = len(sigmas) - 2
     if noisy < 1:
-        raise ValueError("training needs at least 2 sampling steps: the last step carries no noise and cannot be trained")
+        raise ValueError(
+            "training needs at least 2 sampling steps: the last step carries no noise and cannot be trained"
+        )
     if window is None:
         carrying = set(range(noisy))
         trained = rng.sample(range(noisy), max(1, round(trained_share * noisy)))
@@ -63,10 +67,17 @@ def plan(
         first, last = window_range or (0, noisy)
         if not (window >= 1 and first >= 0 and first + window <= last <= noisy):
             where = f"the steps from {first} to {last - 1} of " if window_range else ""
-            raise ValueError(f"a window of {window} does not fit {where}the {noisy} steps that can carry noise")
+            raise ValueError(
+                f"a window of {window} does not fit {where}the {noisy} steps that can carry noise"
+            )
         start = rng.randint(first, last - window)
         carrying = set(trained := range(start, start + window))
-    return Plan(sigmas.tolist(), noise_levels(schedule, sigmas, level, carrying), schedule, tuple(sorted(trained)))
+    return Plan(
+        sigmas.tolist(),
+        noise_levels(schedule, sigmas, level, carrying),
+        schedule,
+        tuple(sorted(trained)),
+    )
 
 
 def seed_of(*parts: object) -> int:
@@ -74,9 +85,13 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
-def row_noise(seeds: list[int], shape: tuple[int, ...], draws: int, device: torch.device | str = "cpu") -> Tensor:
+def row_noise(
+    seeds: list[int], shape: tuple[int, ...], draws: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """(draws, B, *shape) standard normal, each row from its own seed: the same whatever the batch or the number of processes."""
-    rows = [torch.randn(draws, *shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    rows = [
+        torch.randn(draws, *shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds
+    ]
     return torch.stack(rows, 1).to(device)
 
 
@@ -114,7 +129,9 @@ def sample_groups(
     expected = len(next(iter(cond.values()))) * group_size
     for name, given in (("seeds", seeds), ("start_seeds", start_seeds)):
         if given is not None and len(given) != expected:
-            raise ValueError(f"{len(given)} {name} for {expected} trajectories: give group_size={group_size} for each prompt")
+            raise ValueError(
+                f"{len(given)} {name} for {expected} trajectories: give group_size={group_size} for each prompt"
+            )
     kept: list[list[Tensor]] = []
     for part in micro_batches(rows, micro_batch):
         chosen = select(cond, part, group_size)
@@ -140,12 +157,16 @@ def sample_groups(
 
 
 @torch.no_grad()
-def integrate(policy, x: Tensor, cond: dict[str, Tensor], sigmas: Tensor, micro_batch: int | None = None) -> Tensor:
+def integrate(
+    policy, x: Tensor, cond: dict[str, Tensor], sigmas: Tensor, micro_batch: int | None = None
+) -> Tensor:
     """The ODE from initial noise x (B, ...) to latents, by Euler steps over the grid. cond: one row a sample."""
     done = []
     for part in micro_batches(len(x), micro_batch):
         latents, chosen = x[part], select(cond, part)
         for sigma, sigma_next in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-            latents = sde_step(latents, policy.velocity(latents, sigma, chosen), sigma, sigma_next, 0.0).x_next
+            latents = sde_step(
+                latents, policy.velocity(latents, sigma, chosen), sigma, sigma_next, 0.0
+            ).x_next
         done.append(latents)
     return torch.cat(done)

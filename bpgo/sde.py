@@ -36,7 +36,9 @@ class Step(NamedTuple):
 def sigma_grid(steps: int, shift: float = 1.0) -> Tensor:
     """(steps + 1,) float32 levels from 1 to 0, shifted once: sigma -> shift sigma / (1 + (shift - 1) sigma) (arXiv 2403.03206, eq. 23)."""
     if steps < 1 or not 0 < shift < math.inf:
-        raise ValueError(f"a sigma grid needs steps >= 1 and shift > 0, not steps={steps}, shift={shift}")
+        raise ValueError(
+            f"a sigma grid needs steps >= 1 and shift > 0, not steps={steps}, shift={shift}"
+        )
     even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     return (shift * even / (1 + (shift - 1) * even)).float()
 
@@ -57,7 +59,16 @@ def sde_step(
     log density, averaged over all non-batch dimensions; 0 where std = 0 (no density).
     """
     sigma, sigma_next, dt = _check(sigma, sigma_next, noise_std)
-    return _gaussian(x, velocity, sigma, dt, noise_std**2 * dt / (2 * sigma), noise_std * math.sqrt(-dt), noise, x_next)
+    return _gaussian(
+        x,
+        velocity,
+        sigma,
+        dt,
+        noise_std**2 * dt / (2 * sigma),
+        noise_std * math.sqrt(-dt),
+        noise,
+        x_next,
+    )
 
 
 def cps_step(
@@ -80,7 +91,9 @@ def cps_step(
 def _check(sigma: float, sigma_next: float, noise_std: float) -> tuple[float, float, float]:
     sigma, sigma_next = float(sigma), float(sigma_next)
     if not 0 <= sigma_next < sigma <= 1:
-        raise ValueError(f"a step goes down: 0 <= sigma_next < sigma <= 1, not sigma={sigma}, sigma_next={sigma_next}")
+        raise ValueError(
+            f"a step goes down: 0 <= sigma_next < sigma <= 1, not sigma={sigma}, sigma_next={sigma_next}"
+        )
     if not 0 <= noise_std < math.inf:
         raise ValueError(f"noise_std must be in [0, inf), not {noise_std}")
     return sigma, sigma_next, sigma_next - sigma
@@ -90,7 +103,9 @@ def _gaussian(x, velocity, sigma, dt, correction, std, noise, x_next) -> Step:
     """N(x + v dt + correction e, std^2): a draw, or the log-probability of x_next."""
     for name, tensor in (("velocity", velocity), ("noise", noise), ("x_next", x_next)):
         if tensor is not None and tensor.shape != x.shape:
-            raise ValueError(f"{name} {tuple(tensor.shape)} must have the shape of x {tuple(x.shape)}")
+            raise ValueError(
+                f"{name} {tuple(tensor.shape)} must have the shape of x {tuple(x.shape)}"
+            )
     mean = x + velocity * dt
     if correction:
         mean = mean + correction * (x + (1 - sigma) * velocity)

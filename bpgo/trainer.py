@@ -24,19 +24,19 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import checkpoint, guards, objective
-from .card import export
-from .config import Config, to_dict
-from .evaluation import Metric, Scores, check_prompts, evaluate, shares, try_metrics
-from .files import read_log, write_atomic
-from .parallel import distribute, sharded, whole_weights
-from .prompts import key_of, read_prompts
-from .reference import make_prior
-from .rewards import Reward, RewardError, checked, load_rewards, submit, total
-from .rollout import Plan, Rollout, micro_batches, plan, sample_groups, seed_of
-from .sde import sigma_grid
-from .start import load_policy, make_conditions, memory_explained, open_output
-from .update import update_policy
+from bpgo import checkpoint, guards, objective
+from bpgo.config import Config, to_dict
+from bpgo.distributed import distribute, sharded, whole_weights
+from bpgo.evaluation import Metric, Scores, check_prompts, evaluate, shares, try_metrics
+from bpgo.export import export
+from bpgo.files import read_log, write_atomic
+from bpgo.prompts import key_of, read_prompts
+from bpgo.reference import make_prior
+from bpgo.rewards import Reward, RewardError, checked, load_rewards, submit, total
+from bpgo.rollout import Plan, Rollout, micro_batches, plan, sample_groups, seed_of
+from bpgo.sde import sigma_grid
+from bpgo.setup import load_policy, make_conditions, memory_explained, open_output
+from bpgo.update import update_policy
 
 
 class Trainer:
@@ -61,15 +61,23 @@ class Trainer:
     ):
         self.config, self.output, self.progress = config, Path(output), progress
         self.prompts = read_prompts(config.prompts) if prompts is None else list(prompts)
-        self.evaluation_prompts = read_prompts(config.evaluation.prompts) if config.evaluation.prompts else self.prompts
+        self.evaluation_prompts = (
+            read_prompts(config.evaluation.prompts) if config.evaluation.prompts else self.prompts
+        )
         if len(self.prompts) < config.groups:
-            raise ValueError(f"groups={config.groups} prompts an iteration, but there are only {len(self.prompts)}")
+            raise ValueError(
+                f"groups={config.groups} prompts an iteration, but there are only {len(self.prompts)}"
+            )
         open_output(self.output, config)
         tracker = None if config.tracker == "none" else config.tracker
-        self.accelerator = Accelerator(mixed_precision=config.precision, log_with=tracker, project_dir=self.output)
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision, log_with=tracker, project_dir=self.output
+        )
         if config.groups % (config.optimiser.updates * self.accelerator.num_processes):
-            raise ValueError(f"groups={config.groups} cannot be split over optimiser.updates={config.optimiser.updates} times "
-                             f"{self.accelerator.num_processes} processes")  # fmt: skip
+            raise ValueError(
+                f"groups={config.groups} cannot be split over optimiser.updates={config.optimiser.updates} times "
+                f"{self.accelerator.num_processes} processes"
+            )
         self.iteration, self.saved = 0, None
         self.sigmas = sigma_grid(config.sampling.steps, config.sampling.shift)
         self._plan(random.Random())  # refuses what does not fit
@@ -90,14 +98,22 @@ class Trainer:
         check_prompts(self.policy, self.prompts, "prompts")
         check_prompts(self.policy, self.evaluation_prompts, "evaluation.prompts")
         first = config.reward[0].name
-        self.rewards = {first: lambda *given: checked(reward, first, *given)} if reward else load_rewards(config.reward, device)
+        self.rewards = (
+            {first: lambda *given: checked(reward, first, *given)}
+            if reward
+            else load_rewards(config.reward, device)
+        )
         self.reward = total(self.rewards)
         held_out = load_rewards(config.evaluation.held_out, device)
-        self.metrics = {"reward": self.reward} | (held_out if len(held_out) != 1 else {"held_out": next(iter(held_out.values()))})
+        self.metrics = {"reward": self.reward} | (
+            held_out if len(held_out) != 1 else {"held_out": next(iter(held_out.values()))}
+        )
         self.metrics |= metrics
         try_metrics(self.policy, self.prompts[0], self.metrics)
         self._prepare()
-        self.conditions = make_conditions(config, self.policy, [*self.prompts, *self.evaluation_prompts], self.accelerator)
+        self.conditions = make_conditions(
+            config, self.policy, [*self.prompts, *self.evaluation_prompts], self.accelerator
+        )
         with torch.random.fork_rng([]):  # a prior that is found in the cache draws nothing
             self.prior = make_prior(config, self.policy, self.reward, self.prompts, self.conditions)
 
@@ -105,12 +121,23 @@ class Trainer:
         o, placed = self.config.optimiser, self.config.generator.offload
         plain = dict(self.policy.modules)
         self.policy.modules = distribute(self.accelerator, plain, placed)
-        named = ((f"{part}.{name}", p) for part, module in plain.items() for name, p in module.named_parameters())
+        named = (
+            (f"{part}.{name}", p)
+            for part, module in plain.items()
+            for name, p in module.named_parameters()
+        )
         self.parameters = {name: p for name, p in named if p.requires_grad}
-        groups = [{"params": [p for p in module.parameters() if p.requires_grad]} for module in plain.values()]
-        self.optimiser = torch.optim.AdamW(groups, o.learning_rate, (o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True)
+        groups = [
+            {"params": [p for p in module.parameters() if p.requires_grad]}
+            for module in plain.values()
+        ]
+        self.optimiser = torch.optim.AdamW(
+            groups, o.learning_rate, (o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True
+        )
         torch.manual_seed(self.config.seed)  # for rewards and measures that draw
-        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()} if o.ema_decay else {}
+        self.ema = (
+            {name: p.detach().clone() for name, p in self.parameters.items()} if o.ema_decay else {}
+        )
 
     # ---------------------------------------------------------------------------------------------------------- loop
 
@@ -122,7 +149,9 @@ class Trainer:
         final = self.output / "final"
         shutil.rmtree(final, ignore_errors=True)  # of a shorter run that is now gone on with
         bar = tqdm(
-            total=self.config.iterations, initial=self.iteration, disable=not (self.progress and self.accelerator.is_main_process)
+            total=self.config.iterations,
+            initial=self.iteration,
+            disable=not (self.progress and self.accelerator.is_main_process),
         )
         every = self.config.evaluation.every or self.config.iterations
         while self.iteration < self.config.iterations:
@@ -167,35 +196,56 @@ class Trainer:
                 prompts, plan, cond, rollout = self.collect(score)
                 sampled = time.perf_counter()
                 parts = [answer() for answer in answers]
-            scores = {name: torch.cat([part[name] for part in parts]).view(len(prompts), -1) for name in self.rewards}
+            scores = {
+                name: torch.cat([part[name] for part in parts]).view(len(prompts), -1)
+                for name in self.rewards
+            }
             rewards = sum(scores.values())
             spent["sample"] = sampled - started - sum(spent.values())
             spent["score"] += time.perf_counter() - sampled
             advantages, metrics = self.weigh(prompts, rewards)
         except (RewardError, OSError, ValueError, MemoryError):
             torch.set_rng_state(random_state)
-            if not sharded(self.accelerator):  # where saving takes all processes, and the others may know of no error
+            if not sharded(
+                self.accelerator
+            ):  # where saving takes all processes, and the others may know of no error
                 self.save_checkpoint()
             raise
         if len(scores) > 1:
-            metrics |= {f"reward/{name}": self.accelerator.gather(values).mean().item() for name, values in scores.items()}
+            metrics |= {
+                f"reward/{name}": self.accelerator.gather(values).mean().item()
+                for name, values in scores.items()
+            }
         rows = list(self._micro_batches())
         per_update = len(rows) // o.updates
         batches = [rows[i : i + per_update] for i in range(0, len(rows), per_update)] * o.epochs
         began = time.perf_counter()
         with memory_explained(self.config):
             metrics |= update_policy(
-                self.policy, self.accelerator, self.optimiser, rollout, plan, cond, advantages, batches,
-                self.config.objective.clip_range, o.max_grad_norm,
-            )  # fmt: skip
+                self.policy,
+                self.accelerator,
+                self.optimiser,
+                rollout,
+                plan,
+                cond,
+                advantages,
+                batches,
+                self.config.objective.clip_range,
+                o.max_grad_norm,
+            )
         spent["update"] = time.perf_counter() - began
         self.prior.update(self.accelerator.gather(rewards))
         if self.ema:
-            live = [p.detach() for p in self.parameters.values()]  # or autograd would follow the averages through the whole run
+            live = [
+                p.detach() for p in self.parameters.values()
+            ]  # or autograd would follow the averages through the whole run
             torch._foreach_lerp_(list(self.ema.values()), live, 1 - o.ema_decay)
         self.iteration += 1
         self._log("metrics.jsonl", {"iteration": self.iteration, **metrics})
-        self._log("timing.jsonl", {"iteration": self.iteration, "seconds": time.perf_counter() - started, **spent})
+        self._log(
+            "timing.jsonl",
+            {"iteration": self.iteration, "seconds": time.perf_counter() - started, **spent},
+        )
         self.accelerator.log(metrics, step=self.iteration)
         return metrics
 
@@ -211,24 +261,36 @@ class Trainer:
         prompts = rng.sample(self.prompts, c.groups)
         scheme = self._plan(rng)
         an_update = c.groups // c.optimiser.updates
-        share = an_update // self.accelerator.num_processes  # of each update's groups, so that updates are those of a single process
+        share = (
+            an_update // self.accelerator.num_processes
+        )  # of each update's groups, so that updates are those of a single process
         firsts = range(share * self.accelerator.process_index, c.groups, an_update)
         groups = [g for first in firsts for g in range(first, first + share)]
         own = [prompts[g] for g in groups]
         flat = [p for p in own for _ in range(c.group_size)]
         seeds = [seed_of(c.seed, i, g, j) for g in groups for j in range(c.group_size)]
-        starts = [seed_of(c.seed, i, g) for g in groups for _ in range(c.group_size)] if s.shared_noise else None
+        starts = (
+            [seed_of(c.seed, i, g) for g in groups for _ in range(c.group_size)]
+            if s.shared_noise
+            else None
+        )
         cond = self.conditions(own)
         done = finished and (lambda rows, latents: finished(latents, flat[rows]))
         keep_on = "cpu" if c.generator.offload else None
-        rollout = sample_groups(self.policy, cond, c.group_size, scheme, seeds, starts, self._micro_batch, done, keep_on)
+        rollout = sample_groups(
+            self.policy, cond, c.group_size, scheme, seeds, starts, self._micro_batch, done, keep_on
+        )
         return own, scheme, cond, rollout
 
     def _plan(self, rng: random.Random) -> Plan:
         s = self.config.sampling
-        return plan(self.sigmas, s.schedule, s.noise_level, s.trained_share, s.window, rng, s.window_range)
+        return plan(
+            self.sigmas, s.schedule, s.noise_level, s.trained_share, s.window, rng, s.window_range
+        )
 
-    def weigh(self, prompts: list[str], rewards: Tensor) -> tuple[objective.Advantages, dict[str, float]]:
+    def weigh(
+        self, prompts: list[str], rewards: Tensor
+    ) -> tuple[objective.Advantages, dict[str, float]]:
         """Rewards (N, G) to advantages by the objective and its prior; and what to log of them."""
         o = self.config.objective
         everyone = self.accelerator.gather(rewards)
@@ -237,13 +299,18 @@ class Trainer:
         k = objective.sharpness(o.k, o.kappa, everyone) if k is None else k
         if isinstance(prior, Tensor):
             prior = self.accelerator.gather(prior.to(rewards))
-        advantages = objective.OBJECTIVES[o.name](everyone, prior, alpha=o.alpha, k=k, lam=o.lam, beta=o.beta)
+        advantages = objective.OBJECTIVES[o.name](
+            everyone, prior, alpha=o.alpha, k=k, lam=o.lam, beta=o.beta
+        )
         anchor = float(torch.as_tensor(prior).mean())
         spread = everyone.std(1).mean().item()
         metrics = {"reward": everyone.mean().item(), "reward_std": spread, "prior": anchor, "k": k}
         metrics |= objective.group_diagnostics(everyone, advantages)
         first = self.accelerator.process_index * len(rewards)
-        own = (None if values is None else values[first : first + len(rewards)] for values in advantages)
+        own = (
+            None if values is None else values[first : first + len(rewards)]
+            for values in advantages
+        )
         return objective.Advantages(*own), metrics
 
     @property
@@ -268,7 +335,9 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """The whole state, as checkpoint-<iteration>; the two newest are kept."""
-        if self.saved == self.iteration:  # not what is on disk, which processes would see at different moments
+        if (
+            self.saved == self.iteration
+        ):  # not what is on disk, which processes would see at different moments
             return
         self.saved = self.iteration
         place = self.output / f"checkpoint-{self.iteration:06d}"
@@ -276,7 +345,9 @@ class Trainer:
             tensors = checkpoint.pack(self.parameters, self.ema, self.optimiser)
         if not self.accelerator.is_main_process:
             return
-        checkpoint.save_state(place, tensors, {"iteration": self.iteration, "prior": self.prior.state()})
+        checkpoint.save_state(
+            place, tensors, {"iteration": self.iteration, "prior": self.prior.state()}
+        )
         for old in checkpoint.checkpoints(self.output)[:-2]:
             shutil.rmtree(old)
 
@@ -290,12 +361,18 @@ class Trainer:
             self.iteration = self.saved = state["iteration"]
         if self.finished:
             return
-        for name, kept in (("metrics", self.iteration + 1), ("timing", self.iteration + 1), ("warnings", self.iteration + 1),
-                           ("evaluations", self.iteration)):  # fmt: skip
+        for name, kept in (
+            ("metrics", self.iteration + 1),
+            ("timing", self.iteration + 1),
+            ("warnings", self.iteration + 1),
+            ("evaluations", self.iteration),
+        ):
             file = self.output / f"{name}.jsonl"
             if file.exists() and self.accelerator.is_main_process:
                 lines = [line for line in file.read_text().splitlines(True) if line.endswith("\n")]
-                write_atomic(file, "".join(line for line in lines if json.loads(line)["iteration"] < kept))
+                write_atomic(
+                    file, "".join(line for line in lines if json.loads(line)["iteration"] < kept)
+                )
 
     @contextmanager
     def averaged_weights(self):
@@ -315,15 +392,36 @@ class Trainer:
 
         Several processes share the prompts, and keep no samples.
         """
-        e, shift, count = self.config.evaluation, self.config.sampling.shift, self.accelerator.num_processes
+        e, shift, count = (
+            self.config.evaluation,
+            self.config.sampling.shift,
+            self.accelerator.num_processes,
+        )
         own = shares(self.evaluation_prompts, count)[self.accelerator.process_index]
         prompts, keep = [self.evaluation_prompts[i] for i in own], keep and count == 1
         with self.averaged_weights(), memory_explained(self.config):
-            found = evaluate(self.policy, prompts, self.metrics, e.samples, e.steps, shift, self._micro_batch, self.conditions, keep)
+            found = evaluate(
+                self.policy,
+                prompts,
+                self.metrics,
+                e.samples,
+                e.steps,
+                shift,
+                self._micro_batch,
+                self.conditions,
+                keep,
+            )
         if count == 1:
             return found
-        every = {i: row for indices, table in gather_object([(own, found.scores)]) for i, row in zip(indices, _rows(table), strict=True)}
-        return Scores(found.pixels, {m: torch.stack([every[i][m] for i in range(len(every))]) for m in found.scores})
+        every = {
+            i: row
+            for indices, table in gather_object([(own, found.scores)])
+            for i, row in zip(indices, _rows(table), strict=True)
+        }
+        return Scores(
+            found.pixels,
+            {m: torch.stack([every[i][m] for i in range(len(every))]) for m in found.scores},
+        )
 
     def _log_evaluation(self) -> None:
         found = self.evaluate(keep=False)
@@ -333,15 +431,23 @@ class Trainer:
         }
         means = {name: None if math.isnan(mean) else mean for name, mean in found.means().items()}
         self._log("evaluations.jsonl", {"iteration": self.iteration, **means, "scores": scores})
-        self.accelerator.log({f"evaluation/{k}": v for k, v in found.means().items()}, step=self.iteration)
+        self.accelerator.log(
+            {f"evaluation/{k}": v for k, v in found.means().items()}, step=self.iteration
+        )
 
     def _guard(self) -> None:
         """Say what the guards see in the logs, each of them once a run."""
         if not (self.config.guards and self.accelerator.is_main_process):
             return
         for name, words in guards.look(self.output, self.config).items():
-            self._log("warnings.jsonl", {"iteration": self.iteration, "guard": name, "warning": words})
-            warnings.warn(f"{name}, at iteration {self.iteration}: {words}", guards.TrainingWarning, stacklevel=3)
+            self._log(
+                "warnings.jsonl", {"iteration": self.iteration, "guard": name, "warning": words}
+            )
+            warnings.warn(
+                f"{name}, at iteration {self.iteration}: {words}",
+                guards.TrainingWarning,
+                stacklevel=3,
+            )
 
     def _log(self, name: str, row: dict) -> None:
         if self.accelerator.is_main_process:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .objective import Advantages, ratio_diagnostics, surrogate_loss
-from .parallel import clip_gradients, exchange_gradients
-from .rollout import Plan, Rollout, select
+from bpgo.distributed import clip_gradients, exchange_gradients
+from bpgo.objective import Advantages, ratio_diagnostics, surrogate_loss
+from bpgo.rollout import Plan, Rollout, select
 
 
 def update_policy(
@@ -32,8 +32,12 @@ def update_policy(
     group_size = advantages.main.shape[1]
     main = advantages.main.flatten()
     auxiliary = None if advantages.auxiliary is None else advantages.auxiliary.flatten()
-    groups = [group["params"] for group in optimiser.param_groups]  # one a module: no expert's gradient scales another's
-    expert = getattr(policy, "expert", lambda sigma: next(iter(policy.modules)))  # the module that makes a step
+    groups = [
+        group["params"] for group in optimiser.param_groups
+    ]  # one a module: no expert's gradient scales another's
+    expert = getattr(
+        policy, "expert", lambda sigma: next(iter(policy.modules))
+    )  # the module that makes a step
     last = {expert(plan.sigmas[i]): n for n, i in enumerate(plan.trained)}
     logged, norms, drift = [], [], []
     for parts in batches:
@@ -43,9 +47,17 @@ def update_policy(
             chosen = select(cond, part, group_size)
             share = (part.stop - part.start) / rows / len(plan.trained)
             for n, i in enumerate(plan.trained):
-                for name, module in policy.modules.items():  # a module's gradients are exchanged in its last backward pass
+                for (
+                    name,
+                    module,
+                ) in (
+                    policy.modules.items()
+                ):  # a module's gradients are exchanged in its last backward pass
                     exchange_gradients(module, part is parts[-1] and n == last.get(name))
-                before, after = (kept[n, part].to(policy.device, non_blocking=True) for kept in (rollout.x, rollout.x_next))
+                before, after = (
+                    kept[n, part].to(policy.device, non_blocking=True)
+                    for kept in (rollout.x, rollout.x_next)
+                )
                 velocity = policy.velocity(before, plan.sigmas[i], chosen)
                 log_prob = plan.step(i, before, velocity, x_next=after).log_prob
                 log_ratio = log_prob - rollout.log_prob[n, part]
@@ -60,7 +72,9 @@ def update_policy(
         norm = torch.stack([clip_gradients(group, max_grad_norm) for group in reached]).norm()
         if not torch.isfinite(norm):
             optimiser.zero_grad(set_to_none=True)
-            raise FloatingPointError("the gradient is not finite: lower the learning rate or the noise level")
+            raise FloatingPointError(
+                "the gradient is not finite: lower the learning rate or the noise level"
+            )
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         norms.append(norm)

@@ -40,18 +40,24 @@ from bpgo.analysis import plots
 torch.manual_seed(seed)
 prompts = ["upper left", "upper right", "lower left", "lower right", "anywhere"]
 corners = torch.tensor([[-1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
-network = nn.Sequential(nn.Linear(2 + 1 + 5, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, 2))
+network = nn.Sequential(
+    nn.Linear(2 + 1 + 5, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, 2)
+)
 
 
 def velocity(x, sigma, prompt):  # points (B, 2), a noise level, numbers of prompts (B,) -> (B, 2)
-    return network(torch.cat([x, sigma.expand(len(x), 1), nn.functional.one_hot(prompt, 5).float()], 1))
+    return network(
+        torch.cat([x, sigma.expand(len(x), 1), nn.functional.one_hot(prompt, 5).float()], 1)
+    )
 
 
 optimiser = torch.optim.AdamW(network.parameters(), 2e-3)
 for _ in range(1500):
     prompt = torch.randint(5, (256,))
     careless = (prompt == 4) | (torch.rand(256) < 0.5)  # half of its examples sit in any corner
-    where = torch.where(careless, torch.randint(4, (256,)), prompt.clamp_max(3))  # "anywhere", 4, is always careless
+    where = torch.where(
+        careless, torch.randint(4, (256,)), prompt.clamp_max(3)
+    )  # "anywhere", 4, is always careless
     point = corners[where] + 0.2 * torch.randn(256, 2)
     noise, sigma = torch.randn_like(point), torch.rand(256, 1)
     error = velocity((1 - sigma) * point + sigma * noise, sigma, prompt) - (noise - point)
@@ -96,9 +102,12 @@ plt.show()  # alt: Five panels of dots, one a prompt. The four clear prompts cro
 #
 # **Before you run:** the rewards of "anywhere" will differ much less than the others. How large will its advantages be?
 
+
 # %%
 def reward(x, prompt):  # points (B, 2), prompts (B,) -> (B,)
-    closeness = torch.exp(-0.3 * (x[:, None] - corners).square().sum(-1))  # to each of the four corners
+    closeness = torch.exp(
+        -0.3 * (x[:, None] - corners).square().sum(-1)
+    )  # to each of the four corners
     asked_for = closeness.gather(1, prompt.clamp_max(3)[:, None])[:, 0]
     return torch.where(prompt == 4, closeness.amax(1) + taste * x[:, 0], asked_for)
 
@@ -124,9 +133,12 @@ plt.show()  # alt: Rewards and advantages, a row of dots a prompt: the rewards o
 #
 # (The *ratio* is the step's probability now over that when it was drawn. Its value is 1 here, its gradient that of the log-probability. When one set of drawings serves several updates it leaves 1, and is clipped near it, so that no update goes too far.)
 
+
 # %%
 def noisy_step(v, x, now, then):  # mean (B, 2) and width of a step
-    s = 0.7 * (now / (1 - now).clamp_min(0.03)).sqrt()  # 0.7: how much noise, by choice; 0.03: no division by zero
+    s = (
+        0.7 * (now / (1 - now).clamp_min(0.03)).sqrt()
+    )  # 0.7: how much noise, by choice; 0.03: no division by zero
     return x + (v + s**2 / (2 * now) * (x + (1 - now) * v)) * (then - now), s * (now - then).sqrt()
 
 
@@ -148,6 +160,7 @@ def iteration(optimiser):
     optimiser.zero_grad(), loss.backward(), optimiser.step()
     return rewards.mean(1)
 
+
 # %% [markdown]
 # ## Learning
 # **Before you run:** what will the drawings of "lower left" look like after training? And those of "anywhere", where every corner was right from the start?
@@ -164,19 +177,35 @@ smooth = curve.unfold(0, 2, 1).mean(2) if iterations < 10 else curve.unfold(0, 8
 for values, name, dashes in zip(smooth.T, prompts, ("-", "--", "-.", ":", "-"), strict=True):
     ax.plot(values, linestyle=dashes, color="0.6" if name == "anywhere" else "black", label=name)
 ax.legend(frameon=False, fontsize=8)
-plots.labelled(ax, "a point is the mean of that iteration and the next seven", "iteration", "mean reward of a group")
+plots.labelled(
+    ax,
+    "a point is the mean of that iteration and the next seven",
+    "iteration",
+    "mean reward of a group",
+)
 plt.show()  # alt: Mean reward of each of the five prompts against iterations: all rise.
 
 # %% tags=["nbval-check-output"]
 from bpgo.records import record
 
 
-def found(drawings):  # share of drawings nearest to the corner asked for; of "anywhere", in the right half
+def found(
+    drawings,
+):  # share of drawings nearest to the corner asked for; of "anywhere", in the right half
     nearest = (drawings[:, None] - corners).square().sum(-1).argmin(1)
-    return {"corner asked for": (nearest == asked)[asked < 4].float().mean().item(), "anywhere, right half": (drawings[asked == 4, 0] > 0).float().mean().item()}
+    return {
+        "corner asked for": (nearest == asked)[asked < 4].float().mean().item(),
+        "anywhere, right half": (drawings[asked == 4, 0] > 0).float().mean().item(),
+    }
 
 
-whole = record("start_here", {"before": found(before), "after": found(after)}, output, context={"seed": seed}, rtol=0.1)
+whole = record(
+    "start_here",
+    {"before": found(before), "after": found(after)},
+    output,
+    context={"seed": seed},
+    rtol=0.1,
+)
 
 # %% [markdown]
 # ## Summary
@@ -190,7 +219,10 @@ whole = record("start_here", {"before": found(before), "after": found(after)}, o
 # **1.** Multiply all rewards by 10. What changes? First think, then compute the advantages of `rewards` and `10 * rewards`.
 
 # %% tags=["solution", "hide-cell"]
-print("largest difference between advantages:", (group_advantages(rewards) - group_advantages(10 * rewards)).abs().max().item())
+print(
+    "largest difference between advantages:",
+    (group_advantages(rewards) - group_advantages(10 * rewards)).abs().max().item(),
+)
 # None: mean and standard deviation both grow tenfold. GRPO cannot see the scale of a reward.
 
 # %% [markdown] tags=["exercise"]

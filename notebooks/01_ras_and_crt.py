@@ -62,14 +62,19 @@ def group_advantages(r):  # equation 1, guarded against division by zero
 figure, [[left, right]] = plots.new_figure(1, 2, (9, 3.2), sharey=True)
 plots.strips(left, rewards, fits, prompts)
 plots.strips(right, group_advantages(rewards), fits, prompts)
-plots.labelled(left, "What the reward model says (dashed: the prior)", "reward (no unit)").axvline(prior, color="0.4", ls="--")
-plots.labelled(right, "What the generator is trained on", "advantage (standard deviations of its group)")
+plots.labelled(left, "What the reward model says (dashed: the prior)", "reward (no unit)").axvline(
+    prior, color="0.4", ls="--"
+)
+plots.labelled(
+    right, "What the generator is trained on", "advantage (standard deviations of its group)"
+)
 plt.show()  # alt: Two strip charts of four prompts. Rewards: clear prompts spread wide, ambiguous ones little. Advantages: all spread alike.
 
 # %% [markdown]
 # Solid dots fit their prompt, hollow ones do not. On the right all groups spread equally: dividing by the standard deviation gives each the same size of gradient, meaningful or not. Every picture of "a shape" is right, yet some are pushed down hard.
 #
 # What lasts? Score the same pictures 2000 times, with fresh noise, and average each one's advantage.
+
 
 # %%
 def size(a):  # root mean square over a group
@@ -80,7 +85,9 @@ advantages = group_advantages(rewards)
 fresh = quality + noise * torch.randn(2000, *quality.shape)
 kept = size(group_advantages(fresh).mean(0))
 for name, one, lasting in zip(prompts, size(advantages), kept, strict=True):
-    print(f"{name:20} advantage in one group {one:.2f}, what is left of it on average {lasting:.2f}")
+    print(
+        f"{name:20} advantage in one group {one:.2f}, what is left of it on average {lasting:.2f}"
+    )
 
 # %% [markdown]
 # For the ambiguous prompts almost nothing lasts. (A *constant* taste of the reward model, say for a colour, would not average out.)
@@ -89,6 +96,7 @@ for name, one, lasting in zip(prompts, size(advantages), kept, strict=True):
 # Reliability-adaptive scaling (equations 2, 3) compares a group's mean $\bar R$ with the **prior** (dashed above), the reward expected of a clear, typical prompt. With $p$ for the prior, the weight of a group is $w = 1 + \alpha\,(2\,\mathrm{sigmoid}(k(\bar R - p)) - 1)$, within `1 ± alpha`, and multiplies the group's loss.
 #
 # **Before you run:** the page's standard deviation is about .07. What will `k = 1` do? Which of the *ambiguous* prompts will RAS trust?
+
 
 # %% tags=["nbval-check-output"]
 def ras_weights(r, prior, alpha, k):  # equation 2
@@ -112,6 +120,7 @@ for name, a, b in zip(prompts, w_plain, w, strict=True):
 #
 # **Before you run:** only the unit differs. Does the order of the pictures survive both times?
 
+
 # %%
 def crt_rewards(r, prior, lam):  # equation 4
     return (lam * (r - prior) + (r > prior)) * torch.exp(r)
@@ -123,13 +132,20 @@ def inverted(r, t):  # share of a group's pairs whose order turns round
 
 
 in_sd = (rewards - prior) / rewards.std()
-turned, turned_in_sd = (inverted(r, crt_rewards(r, p, lam)) for r, p in ((rewards, prior), (in_sd, 0.0)))
+turned, turned_in_sd = (
+    inverted(r, crt_rewards(r, p, lam)) for r, p in ((rewards, prior), (in_sd, 0.0))
+)
 figure, [axes] = plots.new_figure(1, 2, (9, 3.3))
-units = [(rewards, prior, (prior - 0.2, prior + 0.2), "as scored"), (in_sd, 0.0, (-4, 0), "in standard deviations")]
+units = [
+    (rewards, prior, (prior - 0.2, prior + 0.2), "as scored"),
+    (in_sd, 0.0, (-4, 0), "in standard deviations"),
+]
 for ax, (r, p, ends, unit) in zip(axes, units, strict=True):
     line = torch.linspace(*ends, 400)
     ax.plot(line, crt_rewards(line, p, lam), color="0.5", lw=1)
-    ax.scatter(r, crt_rewards(r, p, lam), c=["black" if f else "white" for f in fits.flatten()], ec="black")
+    ax.scatter(
+        r, crt_rewards(r, p, lam), c=["black" if f else "white" for f in fits.flatten()], ec="black"
+    )
     plots.labelled(ax, f"CRT of rewards {unit}", f"reward ({unit})", "transformed reward (no unit)")
 axes[1].set(xlim=(-4, 0.1), ylim=(-0.4, 0.02))  # only the rewards below the prior
 axes[1].axvspan(-4, -1, color="0.9", zorder=0)
@@ -144,6 +160,7 @@ plt.show()  # alt: Transformed against plain rewards. Left: a jump at the prior.
 #
 # **Before you run:** two losses, a clip in each. In the first update, does GRPO with some other advantages have the same gradient?
 
+
 # %% tags=["nbval-check-output"]
 def surrogate(ratio, a, clip=1e-4):
     return torch.maximum(-a * ratio, -a * ratio.clamp(1 - clip, 1 + clip))
@@ -151,7 +168,9 @@ def surrogate(ratio, a, clip=1e-4):
 
 transformed = group_advantages(crt_rewards(rewards, prior, lam))
 log_ratio = torch.zeros_like(rewards, requires_grad=True)
-loss = w[:, None] * surrogate(log_ratio.exp(), advantages) + beta * surrogate(log_ratio.exp(), transformed)
+loss = w[:, None] * surrogate(log_ratio.exp(), advantages) + beta * surrogate(
+    log_ratio.exp(), transformed
+)
 loss.mean().backward()  # equation 5
 effective = w[:, None] * advantages + beta * transformed
 torch.testing.assert_close(log_ratio.grad, -effective / rewards.numel())
@@ -187,6 +206,7 @@ _ = record("ras_and_crt", table, output, context=context)
 # ## Turn the knobs
 # A panel shows the effective advantages, `w * A + beta * A~`, a line per prompt (solid: real differences, dashed: noise).
 
+
 # %%
 def explore(alpha=alpha, kappa=kappa, lam=lam, prior=prior, beta=beta, ax=None, title=""):
     ax = ax or plots.new_figure(1, 1, (6, 4))[1][0, 0]
@@ -204,11 +224,15 @@ if not interactive:
     top = [dict(alpha=0.0, beta=0.0), dict(beta=0.0), dict(alpha=0.0), {}]
     for ax, change, name in zip(axes[0], top, ("GRPO", "RAS", "CRT", "BPGO"), strict=True):
         explore(ax=ax, title=name, **change)
-    for ax, (name, value) in zip(axes[1], dict(alpha=0.9, kappa=5.0, lam=50.0, prior=0.65).items(), strict=True):
+    for ax, (name, value) in zip(
+        axes[1], dict(alpha=0.9, kappa=5.0, lam=50.0, prior=0.65).items(), strict=True
+    ):
         explore(ax=ax, title=f"BPGO, {name} = {value:g}", **{name: value})
     figure.supxlabel("reward (no unit); dotted: the prior")
     figure.supylabel("effective advantage")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False
+    )
     plt.show()  # alt: Eight panels of effective advantage against reward, a line a prompt: GRPO, RAS, CRT, BPGO, and BPGO with one knob changed in each.
 
 # %% [markdown]
@@ -218,7 +242,9 @@ if not interactive:
 if interactive:
     from ipywidgets import interact
 
-    knobs = dict(alpha=(0.0, 1.0, 0.1), kappa=(0.0, 10.0, 0.5), lam=(0.0, 50.0, 1.0), prior=(0.4, 0.8, 0.01))
+    knobs = dict(
+        alpha=(0.0, 1.0, 0.1), kappa=(0.0, 10.0, 0.5), lam=(0.0, 50.0, 1.0), prior=(0.4, 0.8, 0.01)
+    )
     interact(lambda **chosen: explore(**chosen), **knobs)
 
 # %% [markdown]

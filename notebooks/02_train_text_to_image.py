@@ -27,8 +27,13 @@
 # First the model as we find it. It learned from partly wrong captions, so it errs. Four pictures each of a clear and an ambiguous prompt, with reward `R` and group advantage `A` (equation 1):
 
 # %% tags=["parameters"]
-preset: str = "t2i-tiny"  # settings file, or the name of one in reproduce/presets
-objectives: list = ["grpo", "ras", "crt", "bpgo"]  # any of these, and bgpo, the institute's variant (notebook 6)
+preset: str = "t2i-tiny"  # settings file, or the name of one in bpgo/presets
+objectives: list = [
+    "grpo",
+    "ras",
+    "crt",
+    "bpgo",
+]  # any of these, and bgpo, the institute's variant (notebook 6)
 seeds: list = [0]  # one run of each objective for each
 iterations: int = 20  # rollouts followed by updates
 evaluate_every: int = 10  # iterations between evaluations
@@ -44,24 +49,39 @@ import numpy as np
 import torch
 
 from bpgo.analysis import figures, plots, runs
-from bpgo.analysis.study import Study
 from bpgo.objective import group_advantages
-from bpgo.shapes.oracle import METRICS
+from bpgo.worlds.shapes.oracle import METRICS
+from reproduce.analysis.study import Study
 
-study = Study(preset, objectives, seeds, iterations, evaluate_every, checkpoint, overrides, output, METRICS, processes)
+study = Study(
+    preset,
+    objectives,
+    seeds,
+    iterations,
+    evaluate_every,
+    checkpoint,
+    overrides,
+    output,
+    METRICS,
+    processes,
+)
 study.preflight()  # files, disk and memory that the runs need; stops with the remedy where one is missing
 
 # %%
 start = study.start()  # a bpgo.trainer.Trainer, with the preset's settings
 config, prompts, before = start.config, start.evaluation_prompts, start.evaluate()
 facts = runs.prompt_facts(config.evaluation.prompts or config.prompts, prompts)
-order = np.argsort(-facts["level"], kind="stable")  # from clear to ambiguous; level: share of attributes that are named
+order = np.argsort(
+    -facts["level"], kind="stable"
+)  # from clear to ambiguous; level: share of attributes that are named
 rewards = before.scores["reward"]  # (prompts, samples)
 advantages = group_advantages(rewards)
 clear, vague = runs.clear_and_vague(facts["level"], rewards)
 shown = [clear, vague]
 figure = plots.show_pictures([before.pixels[i] for i in shown], [prompts[i] for i in shown], 1.1)
-for ax, r, a in zip(figure.axes, rewards[shown].flatten(), advantages[shown].flatten(), strict=True):
+for ax, r, a in zip(
+    figure.axes, rewards[shown].flatten(), advantages[shown].flatten(), strict=True
+):
     ax.set_xlabel(f"R {r:.2f}   A {a:+.1f}", fontsize=8)
 plt.show()  # alt: Four pictures each of a clear and an ambiguous prompt, with reward and advantage below each.
 
@@ -79,10 +99,13 @@ print(len(seeds) * len(objectives), "runs of", iterations, "iterations")
 # ## Before and after
 # **Before you look:** the noise is the same across a row. Which rows will change: the clear ones, where the model errs, or the ambiguous ones, where it hardly can?
 
+
 # %%
 def mosaic(pixels):  # the samples of a prompt in two rows, a white line between them
     framed = torch.nn.functional.pad(pixels, [2] * 4, value=1.0)
-    return torch.cat([torch.cat(list(row), -1) for row in framed[: max(1, len(framed) // 2 * 2)].chunk(2)], -2)
+    return torch.cat(
+        [torch.cat(list(row), -1) for row in framed[: max(1, len(framed) // 2 * 2)].chunk(2)], -2
+    )
 
 
 def compare(indices):
@@ -94,13 +117,19 @@ def compare(indices):
         right = f"   right {scores['accuracy'][i].mean():.0%}" if "accuracy" in scores else ""
         ax.set_xlabel(f"R {scores['reward'][i].mean():.2f}{right}", fontsize=8)
         if n < len(columns):
-            ax.set_title(plots.METHODS.get(list(columns)[n], {"label": "before"})["label"], fontsize=10)
+            ax.set_title(
+                plots.METHODS.get(list(columns)[n], {"label": "before"})["label"], fontsize=10
+            )
     return figure
 
 
-_, one_each = np.unique(-np.round(4 * facts["level"]), return_index=True)  # the first prompt of each level
+_, one_each = np.unique(
+    -np.round(4 * facts["level"]), return_index=True
+)  # the first prompt of each level
 if not interactive:
-    study.keep(compare([clear, *(one_each[1:] if len(one_each) > 1 else order[1:5])]), "samples")  # alt: Samples of five prompts, from clear to ambiguous, before training and after each of four objectives.
+    study.keep(
+        compare([clear, *(one_each[1:] if len(one_each) > 1 else order[1:5])]), "samples"
+    )  # alt: Samples of five prompts, from clear to ambiguous, before training and after each of four objectives.
 
 # %% [markdown]
 # `R` is the mean reward of the four pictures, `right` the share that shows all its prompt says. All rows change, since they share the weights. Where `R` rises and `right` falls, suspect gaming; four pictures prove nothing. For a slider through all prompts, set `interactive = True`.
@@ -116,7 +145,10 @@ if interactive:
 # **Before you look:** what would gaming the reward look like in these curves?
 
 # %%
-study.keep(figures.curves(logs, [m for m in ("reward", "held_out", "accuracy") if m in before.scores]), "curves")  # alt: Curves of training reward, held-out reward and oracle accuracy against iterations, a line an objective.
+study.keep(
+    figures.curves(logs, [m for m in ("reward", "held_out", "accuracy") if m in before.scores]),
+    "curves",
+)  # alt: Curves of training reward, held-out reward and oracle accuracy against iterations, a line an objective.
 
 # %% [markdown]
 # On the left, all objectives see the same prompts at the same iteration, so the curves (means over a tenth of the run) share their ups and downs: compare them with one another. Gaming shows as a rising reward over a flat or falling judge. Here the held-out reward rises too, accuracy less clearly.
@@ -127,8 +159,12 @@ study.keep(figures.curves(logs, [m for m in ("reward", "held_out", "accuracy") i
 # **Before you look:** GRPO works as hard on noise as on signal. At which levels could that do harm, and which measure would show it?
 
 # %%
-first, parts = runs.outcome(logs, facts["bits"])  # metric -> (seeds, prompts), before and by objective
-if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "diversity") if m in first] or ["reward"]):
+first, parts = runs.outcome(
+    logs, facts["bits"]
+)  # metric -> (seeds, prompts), before and by objective
+if figures.by_level(
+    first, parts, facts["level"], [m for m in ("accuracy", "diversity") if m in first] or ["reward"]
+):
     plt.show()  # alt: Accuracy and diversity against the level, before training and after each objective.
 
 # %% [markdown]
@@ -147,11 +183,15 @@ from bpgo.objective import ras_weights, sharpness
 o = config.objective
 k = sharpness(o.k, o.kappa, rewards)
 weights = ras_weights(rewards, rewards.mean(), o.alpha, k).numpy()
-others = {"level": facts["level"]} | ({"accuracy": first["accuracy"][0]} if "accuracy" in first else {})
+others = {"level": facts["level"]} | (
+    {"accuracy": first["accuracy"][0]} if "accuracy" in first else {}
+)
 figures.weights(logs, weights, facts["level"], others.get("accuracy"))
 plt.show()  # alt: Left: weights of RAS during training, mean and range. Right: the weight of each evaluation prompt against its level.
 for name, values in others.items():
-    print(f"rank correlation of the weight with {name}: {spearmanr(weights, values).statistic:+.2f}")
+    print(
+        f"rank correlation of the weight with {name}: {spearmanr(weights, values).statistic:+.2f}"
+    )
 
 # %% [markdown]
 # It follows the level somewhat; but a prompt is trusted for a high mean reward, whatever its cause. (GRPO and CRT have no weights.) The smallest weights go to prompts that the model gets *wrong*, clear ones included. So the weight mixes clarity with what the model can do.
@@ -180,9 +220,14 @@ study.record("text_to_image", first, parts, spent)
 
 # %% tags=["solution", "hide-cell"]
 sharp = ras_weights(rewards, rewards.mean(), o.alpha, sharpness(None, 10.0, rewards))
-print("weights, least, quartiles and largest:", *(f"{w:.2f}" for w in sharp.quantile(torch.linspace(0, 1, 5))))
+print(
+    "weights, least, quartiles and largest:",
+    *(f"{w:.2f}" for w in sharp.quantile(torch.linspace(0, 1, 5))),
+)
 below = (rewards.mean(1) < rewards.mean()) & torch.from_numpy(facts["level"] == 1)
-print(f"clear prompts with low rewards: {below.sum()} of {(facts['level'] == 1).sum()}, mean weight {sharp[below].mean():.2f}")
+print(
+    f"clear prompts with low rewards: {below.sum()} of {(facts['level'] == 1).sum()}, mean weight {sharp[below].mean():.2f}"
+)
 # Half of the weights are near their ends. Groups below the prior count a third of those above it, whether vague, or clear and badly drawn.
 
 # %% [markdown]
@@ -192,7 +237,9 @@ print(f"clear prompts with low rewards: {below.sum()} of {(facts['level'] == 1).
 from bpgo.objective import OBJECTIVES
 
 same = dict(alpha=0.0, k=k, lam=o.lam, beta=0.0)
-torch.testing.assert_close(*(OBJECTIVES[name](rewards, rewards.mean(), **same).effective for name in ("bpgo", "grpo")))
+torch.testing.assert_close(
+    *(OBJECTIVES[name](rewards, rewards.mean(), **same).effective for name in ("bpgo", "grpo"))
+)
 print("alpha = 0 and beta = 0: the same advantages")
 
 # %% [markdown]

@@ -27,8 +27,13 @@
 # First the model as we find it. It learned from partly wrong captions. Below, four clips each of a clear and an ambiguous prompt, frame by frame, with reward `R` and group advantage `A` (equation 1).
 
 # %% tags=["parameters"]
-preset: str = "t2v-tiny"  # settings file, or the name of one in reproduce/presets
-objectives: list = ["grpo", "ras", "crt", "bpgo"]  # any of these, and bgpo, the institute's variant (notebook 6)
+preset: str = "t2v-tiny"  # settings file, or the name of one in bpgo/presets
+objectives: list = [
+    "grpo",
+    "ras",
+    "crt",
+    "bpgo",
+]  # any of these, and bgpo, the institute's variant (notebook 6)
 seeds: list = [0]  # one run of each objective for each
 iterations: int = 12  # rollouts followed by updates
 evaluate_every: int = 6  # iterations between evaluations
@@ -43,10 +48,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from bpgo.analysis import figures, plots, runs
-from bpgo.analysis.study import Study, prior_of
-from bpgo.shapes.clip_oracle import METRICS
+from bpgo.worlds.clips.oracle import METRICS
+from reproduce.analysis.study import Study, prior_of
 
-study = Study(preset, objectives, seeds, iterations, evaluate_every, checkpoint, overrides, output, METRICS, processes)
+study = Study(
+    preset,
+    objectives,
+    seeds,
+    iterations,
+    evaluate_every,
+    checkpoint,
+    overrides,
+    output,
+    METRICS,
+    processes,
+)
 study.preflight()  # files, disk and memory that the runs need; stops with the remedy where one is missing
 
 # %%
@@ -74,17 +90,26 @@ print(len(seeds) * len(objectives), "runs of", iterations, "iterations")
 # **Before you look:** a reward that reads whole clips may prefer the right thing, the right motion, or both. Which of them will change first?
 
 # %%
-_, one_each = np.unique(-np.round(4 * facts["level"]), return_index=True)  # the first prompt of each level
+_, one_each = np.unique(
+    -np.round(4 * facts["level"]), return_index=True
+)  # the first prompt of each level
 some = list(dict.fromkeys([clear, *(one_each if len(one_each) > 1 else order)[-3:]]))
 ends = {"before": before} | {name: after[name] for name in (objectives[0], objectives[-1])}
-study.keep(figures.films(ends, prompts, some), "samples")  # alt: Films of prompts from clear to ambiguous, before training and after two objectives.
+study.keep(
+    figures.films(ends, prompts, some), "samples"
+)  # alt: Films of prompts from clear to ambiguous, before training and after two objectives.
 
 # %% [markdown]
 # Each prompt's clips start from the same noise; shown are the first and the last objective. `right`: the oracle finds in the clip all that its prompt says. In motion, before training and after the last objective:
 
 # %%
 pairs = [[scores.pixels[i, 0] for scores in (before, after[objectives[-1]])] for i in some]
-study.keep(plots.animation(pairs, [prompts[i] for i in some], ["before", plots.METHODS[objectives[-1]]["label"]]), "samples")  # alt: The same clips moving: before training and after it.
+study.keep(
+    plots.animation(
+        pairs, [prompts[i] for i in some], ["before", plots.METHODS[objectives[-1]]["label"]]
+    ),
+    "samples",
+)  # alt: The same clips moving: before training and after it.
 
 # %% [markdown]
 # The clips are almost the same, though the reward has risen on average.
@@ -93,7 +118,10 @@ study.keep(plots.animation(pairs, [prompts[i] for i in some], ["before", plots.M
 if interactive:
     from ipywidgets import interact
 
-    interact(lambda rank: figures.films({"before": before} | after, prompts, [order[rank]]) and None, rank=(0, len(order) - 1))
+    interact(
+        lambda rank: figures.films({"before": before} | after, prompts, [order[rank]]) and None,
+        rank=(0, len(order) - 1),
+    )
 
 # %% [markdown]
 # ## Learning or gaming?
@@ -112,7 +140,9 @@ if interactive:
 
 # %%
 judges = [m for m in ("reward", "held_out", "accuracy", "motion", "visual") if m in before.scores]
-study.keep(figures.curves(logs, judges, columns=3), "curves")  # alt: Curves of reward, held-out reward, accuracy, motion and visual quality against iterations, a line an objective.
+study.keep(
+    figures.curves(logs, judges, columns=3), "curves"
+)  # alt: Curves of reward, held-out reward, accuracy, motion and visual quality against iterations, a line an objective.
 
 # %% [markdown]
 # Compare training curves with one another, not with their own past. No caption says how clean a path or a drawing is, which motion and looks measure. They move by about .01, less than their intervals below: too little to tell.
@@ -121,8 +151,12 @@ study.keep(figures.curves(logs, judges, columns=3), "curves")  # alt: Curves of 
 # **Before you look:** at level 0 ("it") nothing can be wrong but the drawing. What can training still change there, and would you want it to?
 
 # %%
-first, parts = runs.outcome(logs, facts["bits"])  # metric -> (seeds, prompts), before and by objective
-if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "diversity") if m in first] or ["reward"]):
+first, parts = runs.outcome(
+    logs, facts["bits"]
+)  # metric -> (seeds, prompts), before and by objective
+if figures.by_level(
+    first, parts, facts["level"], [m for m in ("accuracy", "diversity") if m in first] or ["reward"]
+):
     plt.show()  # alt: Accuracy and diversity against the level of ambiguity, before training and after each objective.
 
 # %% [markdown]
@@ -142,12 +176,18 @@ o = config.objective
 k = sharpness(o.k, o.kappa, rewards)
 prior = prior_of(start, prompts, rewards)
 weights = ras_weights(rewards, prior, o.alpha, k).numpy()
-others = {"level": facts["level"]} | ({"accuracy": first["accuracy"][0]} if "accuracy" in first else {})
+others = {"level": facts["level"]} | (
+    {"accuracy": first["accuracy"][0]} if "accuracy" in first else {}
+)
 figures.weights(logs, weights, facts["level"], others.get("accuracy"))
 plt.show()  # alt: Left: weights of RAS during training. Right: the weight of each evaluation prompt against its level.
-print(f"prior {np.mean(np.asarray(prior)):.3f}, mean reward before training {rewards.mean():.3f}, k {k:.1f}")
+print(
+    f"prior {np.mean(np.asarray(prior)):.3f}, mean reward before training {rewards.mean():.3f}, k {k:.1f}"
+)
 for name, values in others.items():
-    print(f"rank correlation of the weight with {name}: {spearmanr(weights, values).statistic:+.2f}")
+    print(
+        f"rank correlation of the weight with {name}: {spearmanr(weights, values).statistic:+.2f}"
+    )
 
 # %% [markdown]
 # In a dozen iterations the mean weight only goes up and down with the prompts drawn. But this prior never changes. If rewards keep rising, so do all weights, whether or not the rewards have become more reliable. A running mean, as in notebook 2, moves along.
@@ -190,7 +230,10 @@ if "accuracy" in before.scores:  # where there is an oracle
     clips = before.pixels[:, 0]
     for name, videos in (("as drawn", clips), ("held still", clips[:, :1].expand_as(clips))):
         found = METRICS["oracle"](videos, prompts)
-        print(f"{name:11}", *(f"{m} {found[m].nanmean():.2f}" for m in ("accuracy", "motion", "visual", "flicker")))
+        print(
+            f"{name:11}",
+            *(f"{m} {found[m].nanmean():.2f}" for m in ("accuracy", "motion", "visual", "flicker")),
+        )
 # It wins motion, since staying still is one of the world's paths, and flicker. Looks stay as they are. It loses accuracy where a motion is named.
 
 # %% [markdown]

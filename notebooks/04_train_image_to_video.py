@@ -28,8 +28,13 @@
 # First the model as we find it. On the left of each line is the given picture, then come the frames of one clip, with reward `R` and group advantage `A` (equation 1). The picture shows what moves, so a prompt is ambiguous where it leaves open *how*.
 
 # %% tags=["parameters"]
-preset: str = "i2v-tiny"  # settings file, or the name of one in reproduce/presets
-objectives: list = ["grpo", "ras", "crt", "bpgo"]  # any of these, and bgpo, the institute's variant (notebook 6)
+preset: str = "i2v-tiny"  # settings file, or the name of one in bpgo/presets
+objectives: list = [
+    "grpo",
+    "ras",
+    "crt",
+    "bpgo",
+]  # any of these, and bgpo, the institute's variant (notebook 6)
 seeds: list = [0]  # one run of each objective for each
 iterations: int = 12  # rollouts followed by updates
 low_noise_iterations: int = 6  # of the run that trains the expert of low noise
@@ -45,10 +50,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from bpgo.analysis import figures, plots, runs
-from bpgo.analysis.study import Study, prior_of
-from bpgo.shapes.clip_oracle import METRICS
+from bpgo.worlds.clips.oracle import METRICS
+from reproduce.analysis.study import Study, prior_of
 
-study = Study(preset, objectives, seeds, iterations, evaluate_every, checkpoint, overrides, output, METRICS, processes)
+study = Study(
+    preset,
+    objectives,
+    seeds,
+    iterations,
+    evaluate_every,
+    checkpoint,
+    overrides,
+    output,
+    METRICS,
+    processes,
+)
 study.preflight()  # files, disk and memory that the runs need; stops with the remedy where one is missing
 
 # %%
@@ -69,9 +85,17 @@ plt.show()  # alt: Given pictures and the clips made from them, with reward and 
 
 # %%
 for name in start.policy.modules:
-    steps = [f"{sigma:.2f}" for sigma in start.sigmas[:-1].tolist() if start.policy.expert(sigma) == name]
+    steps = [
+        f"{sigma:.2f}" for sigma in start.sigmas[:-1].tolist() if start.policy.expert(sigma) == name
+    ]
     print(f"{name:13s} makes the steps from noise levels {', '.join(steps)}")
-print("noise, and training:", config.sampling.window or "all", "steps in a row, within", config.sampling.window_range or "all", "(counted from 0)")
+print(
+    "noise, and training:",
+    config.sampling.window or "all",
+    "steps in a row, within",
+    config.sampling.window_range or "all",
+    "(counted from 0)",
+)
 logs, after = study.train()  # Trainer.train() for each objective and seed
 print(len(seeds) * len(objectives), "runs of", iterations, "iterations")
 
@@ -80,12 +104,21 @@ print(len(seeds) * len(objectives), "runs of", iterations, "iterations")
 # **Before you look:** the picture is given. What is left for a reward to change?
 
 # %%
-_, one_each = np.unique(-np.round(4 * facts["level"]), return_index=True)  # the first prompt of each level
+_, one_each = np.unique(
+    -np.round(4 * facts["level"]), return_index=True
+)  # the first prompt of each level
 some = list(dict.fromkeys([clear, *(one_each if len(one_each) > 1 else order)[-3:]]))
 ends = {"before": before} | {name: after[name] for name in (objectives[0], objectives[-1])}
-study.keep(figures.films(ends, prompts, some, scale=0.42), "samples")  # alt: Films of prompts with their given picture, before training and after two objectives.
+study.keep(
+    figures.films(ends, prompts, some, scale=0.42), "samples"
+)  # alt: Films of prompts with their given picture, before training and after two objectives.
 pairs = [[scores.pixels[i, 0] for scores in (before, after[objectives[-1]])] for i in some]
-study.keep(plots.animation(pairs, [prompts[i] for i in some], ["before", plots.METHODS[objectives[-1]]["label"]]), "samples")  # alt: The same clips moving: before training and after it.
+study.keep(
+    plots.animation(
+        pairs, [prompts[i] for i in some], ["before", plots.METHODS[objectives[-1]]["label"]]
+    ),
+    "samples",
+)  # alt: The same clips moving: before training and after it.
 
 # %% [markdown]
 # Each prompt's clips start from the same noise; shown are the first and the last objective, and in motion the last. `right`: the clip shows all that its prompt says; a thing that breaks up may be right too, but costs motion and looks. Path, speed and shape of the later frames are left to change; in a dozen iterations they change little.
@@ -94,7 +127,10 @@ study.keep(plots.animation(pairs, [prompts[i] for i in some], ["before", plots.M
 if interactive:
     from ipywidgets import interact
 
-    interact(lambda rank: figures.films({"before": before} | after, prompts, [order[rank]]) and None, rank=(0, len(order) - 1))
+    interact(
+        lambda rank: figures.films({"before": before} | after, prompts, [order[rank]]) and None,
+        rank=(0, len(order) - 1),
+    )
 
 # %% [markdown]
 # ## Learning or gaming?
@@ -102,10 +138,16 @@ if interactive:
 
 # %%
 judges = [m for m in ("reward", "held_out", "accuracy", "motion", "visual") if m in before.scores]
-study.keep(figures.curves(logs, judges, columns=3), "curves")  # alt: Curves of reward, held-out reward, accuracy, motion and visual quality against iterations, a line an objective.
+study.keep(
+    figures.curves(logs, judges, columns=3), "curves"
+)  # alt: Curves of reward, held-out reward, accuracy, motion and visual quality against iterations, a line an objective.
 
-first, parts = runs.outcome(logs, facts["bits"])  # metric -> (seeds, prompts), before and by objective
-if figures.by_level(first, parts, facts["level"], [m for m in ("accuracy", "diversity") if m in first] or ["reward"]):
+first, parts = runs.outcome(
+    logs, facts["bits"]
+)  # metric -> (seeds, prompts), before and by objective
+if figures.by_level(
+    first, parts, facts["level"], [m for m in ("accuracy", "diversity") if m in first] or ["reward"]
+):
     plt.show()  # alt: Accuracy and diversity against the level, before training and after each objective.
 
 # %% [markdown]
@@ -125,16 +167,27 @@ prior = prior_of(start, prompts, rewards)
 weights = ras_weights(rewards, prior, o.alpha, k).numpy()
 prior, mean = np.broadcast_to(np.asarray(prior), len(prompts)), rewards.mean(1).numpy()
 figure, [[ax]] = plots.new_figure(1, 1, (4.6, 3.6))
-dots = ax.scatter(prior, mean, c=facts["level"], cmap="gray_r", vmin=0, vmax=1, edgecolors="black", s=30)
+dots = ax.scatter(
+    prior, mean, c=facts["level"], cmap="gray_r", vmin=0, vmax=1, edgecolors="black", s=30
+)
 ax.axline((mean.mean(), mean.mean()), slope=1, color="0.4", ls="--", lw=1)
 figure.colorbar(dots, label="level: share of motion named")
-plots.labelled(ax, "before training, a dot a prompt", "prior: reward of the picture held still", "mean reward of the model's clips")
-figures.weights(logs, weights, facts["level"], first["accuracy"][0] if "accuracy" in first else None)
+plots.labelled(
+    ax,
+    "before training, a dot a prompt",
+    "prior: reward of the picture held still",
+    "mean reward of the model's clips",
+)
+figures.weights(
+    logs, weights, facts["level"], first["accuracy"][0] if "accuracy" in first else None
+)
 plt.show()  # alt: Mean reward of each prompt's clips against its first-frame prior: most lie above the diagonal.
 # alt: Weights of RAS during training, and of each prompt against its level.
 for at in np.unique(facts["level"][~np.isnan(facts["level"])]):
     rows = facts["level"] == at
-    print(f"level {at:.2f}: prior {prior[rows].mean():.2f}, clips {mean[rows].mean():.2f}, weight {weights[rows].mean():.2f}")
+    print(
+        f"level {at:.2f}: prior {prior[rows].mean():.2f}, clips {mean[rows].mean():.2f}, weight {weights[rows].mean():.2f}"
+    )
 
 # %% [markdown]
 # Above the dashed line a prompt gets a weight over 1. A picture that does not move contradicts words that name a motion, so the prior is lower where a motion is named, and RAS trusts these prompts more, whether the clips are right or not (their shade on the right). One prompt shows why: it says "stays still", has the highest prior and the smallest weight (exercise 2). One prompt is an example, not evidence. Nearly all weights lie above 1; AdamW divides out what they share, so only the differences between prompts count.
@@ -154,25 +207,46 @@ if len(own) == 2:
     low_noise = study.variant("low_noise", *late_steps, f"iterations={low_noise_iterations}")
     found = {"high": [], "low": [], "both": []}
     for seed in seeds:
-        trained = {"transformer": study.trainer(objectives[-1], seed), "transformer_2": low_noise.trainer(objectives[-1], seed)}
+        trained = {
+            "transformer": study.trainer(objectives[-1], seed),
+            "transformer_2": low_noise.trainer(objectives[-1], seed),
+        }
         trained["transformer_2"].train()
         with trained["transformer"].averaged_weights(), trained["transformer_2"].averaged_weights():
             taken = {name: run.policy.modules[name] for name, run in trained.items()}
-            for part, names in (("high", ["transformer"]), ("low", ["transformer_2"]), ("both", list(own))):
+            for part, names in (
+                ("high", ["transformer"]),
+                ("low", ["transformer_2"]),
+                ("both", list(own)),
+            ):
                 start.policy.modules = own | {name: taken[name] for name in names}
                 found[part].append(start.evaluate().scores)
     start.policy.modules = own
     both = [m for m in first if m in found["both"][0]]
-    swaps = {part: {m: np.stack([runs.mean(s[m].double().numpy()) for s in scores]) for m in both} for part, scores in found.items()}
+    swaps = {
+        part: {m: np.stack([runs.mean(s[m].double().numpy()) for s in scores]) for m in both}
+        for part, scores in found.items()
+    }
 
 # %%
 judges = [m for m in ("accuracy", "motion", "visual") if m in first] or ["reward"]
 if swaps:
     figure, [axes] = plots.new_figure(1, len(judges), (3.1 * len(judges), 3.0))
     for ax, m in zip(axes, judges, strict=True):
-        square = [[runs.mean(runs.mean(part[m])) for part in row] for row in ((first, swaps["low"]), (swaps["high"], swaps["both"]))]
-        figures.two_by_two(ax, np.array(square), figures.MEASURES[m][0], "expert of high noise", "expert of low noise")
-    study.keep(figure, "experts")  # alt: Two-by-two tables of accuracy, motion and looks: either expert trained or not.
+        square = [
+            [runs.mean(runs.mean(part[m])) for part in row]
+            for row in ((first, swaps["low"]), (swaps["high"], swaps["both"]))
+        ]
+        figures.two_by_two(
+            ax,
+            np.array(square),
+            figures.MEASURES[m][0],
+            "expert of high noise",
+            "expert of low noise",
+        )
+    study.keep(
+        figure, "experts"
+    )  # alt: Two-by-two tables of accuracy, motion and looks: either expert trained or not.
     print(runs.contrasts(swaps, {m: first[m] for m in swaps["both"]}, "before"))
 
 # %% [markdown]
@@ -192,7 +266,9 @@ print(table)
 # A dozen iterations of one seed are a look at the machinery and decide nothing. `make reproduce ARGS="--profile video"` trains three seeds of notebooks 3 and 4 and writes a table with intervals over seeds to `reproduce/results/video/`.
 
 # %% tags=["nbval-check-output"]
-experts = {f"{objectives[-1]}, {part} noise": scores for part, scores in swaps.items() if part != "both"}
+experts = {
+    f"{objectives[-1]}, {part} noise": scores for part, scores in swaps.items() if part != "both"
+}
 study.record("image_to_video", first, parts | experts, spent)
 
 # %% [markdown]
@@ -204,17 +280,28 @@ from scipy.stats import spearmanr
 
 by_mean = ras_weights(rewards, rewards.mean(), o.alpha, k).numpy()
 for name, values in (("first frame", weights), ("running mean", by_mean)):
-    print(f"{name:13} weights {values.min():.2f} to {values.max():.2f}, mean {values.mean():.2f}, "
-          f"rank correlation with level {spearmanr(values, facts['level']).statistic:+.2f}")  # fmt: skip
+    print(
+        f"{name:13} weights {values.min():.2f} to {values.max():.2f}, mean {values.mean():.2f}, "
+        f"rank correlation with level {spearmanr(values, facts['level']).statistic:+.2f}"
+    )
 # The running mean centres the weights near 1. Both follow the level about equally.
 
 # %% [markdown]
 # **2.** A picture of a box in the middle, and the words "a box stays still": what is its first-frame prior, and what follows?
 
 # %% tags=["solution", "hide-cell"]
-stays = np.array([any(words in str(p) for words in ("stays still", "does not move")) for p in prompts])
+stays = np.array(
+    [any(words in str(p) for words in ("stays still", "does not move")) for p in prompts]
+)
 for name, rows in (("stays still", stays), ("others", ~stays)):
-    print(f"{name:12} {rows.sum()} of the prompts" + (f", prior {prior[rows].mean():.2f}, weight {weights[rows].mean():.2f}" if rows.any() else ""))
+    print(
+        f"{name:12} {rows.sum()} of the prompts"
+        + (
+            f", prior {prior[rows].mean():.2f}, weight {weights[rows].mean():.2f}"
+            if rows.any()
+            else ""
+        )
+    )
 # The still picture is a perfect clip of such a prompt: its prior is about the highest reward there is, hardly a group can beat it, and a
 # prompt without any ambiguity gets a small weight.
 

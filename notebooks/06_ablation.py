@@ -33,20 +33,34 @@ output: str = ""  # folder for the record; empty, none is written
 import matplotlib.pyplot as plt
 import numpy as np
 
-from bpgo.analysis import claims, evidence, plots, runs, statistics
+from bpgo.analysis import plots, runs, statistics
 from bpgo.config import read_config
 from bpgo.records import record
+from reproduce.analysis import claims, evidence
 
 plan, records = evidence.read(results)
 EXPERIMENTS = {"t2i": "ablation", "t2v": "ablation", "i2v": "ablation", "digits": "digits"}
 figure, axes = plots.new_figure(2, 2, (11, 5.6))
 for ax, (name, experiment) in zip(axes.ravel(), EXPERIMENTS.items(), strict=True):
-    plots.runs_by_arm(ax, evidence.so_far(plan, records, experiment, name, measure), evidence.before(records, name, measure))
-    plots.labelled(ax, f"{name} after training", "objective" if ax in axes[1] else "", evidence.axis(measure) if ax in axes[:, 0] else "")
+    plots.runs_by_arm(
+        ax,
+        evidence.so_far(plan, records, experiment, name, measure),
+        evidence.before(records, name, measure),
+    )
+    plots.labelled(
+        ax,
+        f"{name} after training",
+        "objective" if ax in axes[1] else "",
+        evidence.axis(measure) if ax in axes[:, 0] else "",
+    )
 plt.show()  # alt: Four panels, one a task: a dot for each run by objective, lines through runs of one seed, bars for means, dashed the untrained model.
 ended = evidence.final(plan, records, EXPERIMENTS[task], task, measure)
 print(evidence.state(plan, records))
-print(f"{task}, which the rest of this notebook is about:", ended.notna().sum().to_dict(), "runs of each")
+print(
+    f"{task}, which the rest of this notebook is about:",
+    ended.notna().sum().to_dict(),
+    "runs of each",
+)
 
 # %% [markdown]
 # A record says which code made it. Records of older code are used as well, and counted in the line above; `python reproduce/study.py again NAME` runs one once more and compares all of its numbers.
@@ -63,17 +77,29 @@ table = evidence.compare(ended, "grpo")
 print(table.round(3).to_string())
 pairs = ended[["grpo", "bpgo"]].dropna()
 within, apart = ended.std().mean(), np.ptp(ended.mean().dropna())
-print(f"within a column the standard deviation is {within:.3f} on average; the means of columns lie {apart:.3f} apart at most")
-print(f"BPGO is above GRPO in {(pairs['bpgo'] > pairs['grpo']).sum()} of {len(pairs)} seeds: one run of each would have shown one of these")
+print(
+    f"within a column the standard deviation is {within:.3f} on average; the means of columns lie {apart:.3f} apart at most"
+)
+print(
+    f"BPGO is above GRPO in {(pairs['bpgo'] > pairs['grpo']).sum()} of {len(pairs)} seeds: one run of each would have shown one of these"
+)
 all_pairs = []
 for name, experiment in EXPERIMENTS.items():
     two = evidence.so_far(plan, records, experiment, name, measure)[["grpo", "bpgo"]].dropna()
-    gain = statistics.bootstrap_mean(two["grpo"].to_numpy() - evidence.before(records, name, measure))
+    gain = statistics.bootstrap_mean(
+        two["grpo"].to_numpy() - evidence.before(records, name, measure)
+    )
     print(f"{name}: GRPO less the untrained model {statistics.said(gain)}, n = {gain.n}")
     all_pairs.extend(two["bpgo"] - two["grpo"])
 pooled = statistics.bootstrap_mean(np.array(all_pairs))
-print(f"BPGO less GRPO over the pairs of all tasks (not planned): {statistics.said(pooled)}, n = {pooled.n}")
-print("\nby the plan's measures, in all tasks:", claims.told(claims.verdicts(plan, records, ["H1", "H15"])), sep="\n")
+print(
+    f"BPGO less GRPO over the pairs of all tasks (not planned): {statistics.said(pooled)}, n = {pooled.n}"
+)
+print(
+    "\nby the plan's measures, in all tasks:",
+    claims.told(claims.verdicts(plan, records, ["H1", "H15"])),
+    sep="\n",
+)
 
 # %% [markdown]
 # ## Fast, slow, steady? (H2)
@@ -84,19 +110,30 @@ print("\nby the plan's measures, in all tasks:", claims.told(claims.verdicts(pla
 # %%
 logged = evidence.curves(plan, records, EXPERIMENTS[task], task, "reward")
 width = max(1, min(len(values[0]) for values in logged.values()) // 10)
-smooth = {arm: runs.smooth(np.arange(values.shape[1]), values, width)[1] for arm, values in logged.items()}
+smooth = {
+    arm: runs.smooth(np.arange(values.shape[1]), values, width)[1] for arm, values in logged.items()
+}
 at = np.arange(next(iter(smooth.values())).shape[1]) + width
 figure, axes = plots.new_figure(1, 5, (13, 3.2), width_ratios=(2, 1, 1, 1, 1))
 plots.plot_methods(axes[0, 0], at, {arm: values.mean(0) for arm, values in smooth.items()})
 plots.labelled(axes[0, 0], "mean over seeds", "iteration", "reward in training (no unit)")
 for ax, arm in zip(axes[0, 1:], [arm for arm in smooth if arm != "grpo"], strict=False):
     both = evidence.less(plan, records, EXPERIMENTS[task], task, "reward", arm, "grpo")
-    gap = runs.smooth(np.arange(both.shape[1]), both, width)[1] if len(both) else np.full((1, len(at)), np.nan)
+    gap = (
+        runs.smooth(np.arange(both.shape[1]), both, width)[1]
+        if len(both)
+        else np.full((1, len(at)), np.nan)
+    )
     mean, low, high = np.array([statistics.bootstrap_mean(column)[:3] for column in gap.T]).T
     plots.plot_methods(ax, at, {arm: mean}, {arm: (low, high)})
     ax.axhline(0, color="black", linewidth=1)
     ax.sharey(axes[0, 1])
-    plots.labelled(ax, "less GRPO, by seed" if ax is axes[0, 1] else "", "iteration", "reward less GRPO's (no unit)" if ax is axes[0, 1] else "")
+    plots.labelled(
+        ax,
+        "less GRPO, by seed" if ax is axes[0, 1] else "",
+        "iteration",
+        "reward less GRPO's (no unit)" if ax is axes[0, 1] else "",
+    )
 plt.show()  # alt: Left, training reward against iterations, a line an objective. Right, each objective less GRPO of the same seed, with its interval.
 
 # %% [markdown]
@@ -109,7 +146,9 @@ pace = {}
 for arm, (early, jerks) in evidence.pace(plan, records, EXPERIMENTS[task], task).items():
     spread = [statistics.bootstrap_mean(v) for v in (early, jerks)]
     pace[arm] = {"early": spread[0].mean, "oscillation": spread[1].mean}
-    told = [f"{name} {statistics.said(i, '.2f')}" for name, i in zip(pace[arm], spread, strict=True)]
+    told = [
+        f"{name} {statistics.said(i, '.2f')}" for name, i in zip(pace[arm], spread, strict=True)
+    ]
     both = evidence.less(plan, records, EXPERIMENTS[task], task, "reward", arm, "grpo")
     own = statistics.bootstrap_mean(runs.oscillation(both, 1.0) if len(both) else both)
     told.append("" if arm == "grpo" else f"less GRPO {statistics.said(own, '.3f')} of reward")
@@ -128,10 +167,19 @@ for x in shares:
     gain = (mixed[f"name=bpgo mix={x}"] - mixed[f"name=grpo mix={x}"]).to_numpy(float)
     found = statistics.bootstrap_mean(gain)
     ax.plot(np.full(len(gain), 100 * x), gain, "o", color="0.6")
-    ax.errorbar(100 * x + 2, found.mean, [[found.mean - found.low], [found.high - found.mean]], fmt="D", color=plots.METHODS["bpgo"]["color"], capsize=3)
+    ax.errorbar(
+        100 * x + 2,
+        found.mean,
+        [[found.mean - found.low], [found.high - found.mean]],
+        fmt="D",
+        color=plots.METHODS["bpgo"]["color"],
+        capsize=3,
+    )
 ax.axhline(0, color="black", linewidth=1)
 ax.set_xticks([100 * x for x in shares])
-plots.labelled(ax, f"t2i: BPGO less GRPO, {measure}", "ambiguous prompts in training (%)", "difference")
+plots.labelled(
+    ax, f"t2i: BPGO less GRPO, {measure}", "ambiguous prompts in training (%)", "difference"
+)
 plt.show()  # alt: BPGO less GRPO against the share of ambiguous prompts in training, a dot a seed, a diamond with its interval.
 print(claims.told(claims.verdicts(plan, records, ["H4"])))
 
@@ -142,14 +190,30 @@ print(claims.told(claims.verdicts(plan, records, ["H4"])))
 # **Before you look:** if BPGO games less, where do its diamonds lie?
 
 # %%
-reward, held_out = (evidence.final(plan, records, EXPERIMENTS[task], task, name) for name in ("reward", "held_out"))
+reward, held_out = (
+    evidence.final(plan, records, EXPERIMENTS[task], task, name) for name in ("reward", "held_out")
+)
 figure, [[ax]] = plots.new_figure(size=(5.5, 3.4))
 for arm in reward:
     style = plots.method_style(arm)
-    ax.scatter(reward[arm], held_out[arm], color=style["color"], marker=style["marker"], label=style["label"])
-ax.scatter(*(evidence.before(records, task, name) for name in ("reward", "held_out")), marker="x", color="black", s=60, label="untrained")
+    ax.scatter(
+        reward[arm],
+        held_out[arm],
+        color=style["color"],
+        marker=style["marker"],
+        label=style["label"],
+    )
+ax.scatter(
+    *(evidence.before(records, task, name) for name in ("reward", "held_out")),
+    marker="x",
+    color="black",
+    s=60,
+    label="untrained",
+)
 ax.legend(frameon=False, fontsize=9)
-plots.labelled(ax, "after training, a mark a run", "training reward (no unit)", "held-out reward (no unit)")
+plots.labelled(
+    ax, "after training, a mark a run", "training reward (no unit)", "held-out reward (no unit)"
+)
 plt.show()  # alt: Held-out against training reward after training, a mark a run, a cross for the untrained model.
 print(claims.told(claims.verdicts(plan, records, ["H3"])))
 
@@ -161,19 +225,36 @@ print(claims.told(claims.verdicts(plan, records, ["H3"])))
 
 # %%
 config = read_config("t2i-digits" if task == "digits" else f"{task}-tiny")
-scores = evidence.reaching(plan, records, EXPERIMENTS[task], task) * config.groups * config.group_size
-varied = evidence.compare(evidence.final(plan, records, EXPERIMENTS[task], task, "diversity"), "grpo")
+scores = (
+    evidence.reaching(plan, records, EXPERIMENTS[task], task) * config.groups * config.group_size
+)
+varied = evidence.compare(
+    evidence.final(plan, records, EXPERIMENTS[task], task, "diversity"), "grpo"
+)
 print(f"diversity before training {evidence.before(records, task, 'diversity'):.3f}")
 for arm in scores:
     needed, left = scores[arm].dropna(), varied.loc[arm]
-    told = f"{needed.median():5.0f} scores ({needed.min():.0f} to {needed.max():.0f})" if len(needed) else "    no scores"
-    print(f"{plots.METHODS[arm]['label']:5s} {told}, {len(needed)} of {left['n']:.0f} runs get there;   "
-          f"diversity {left['mean']:.3f}, less GRPO's {left['- grpo']:+.3f} ({left['from']:+.3f} to {left['to']:+.3f})")  # fmt: skip
+    told = (
+        f"{needed.median():5.0f} scores ({needed.min():.0f} to {needed.max():.0f})"
+        if len(needed)
+        else "    no scores"
+    )
+    print(
+        f"{plots.METHODS[arm]['label']:5s} {told}, {len(needed)} of {left['n']:.0f} runs get there;   "
+        f"diversity {left['mean']:.3f}, less GRPO's {left['- grpo']:+.3f} ({left['from']:+.3f} to {left['to']:+.3f})"
+    )
 
 # %% tags=["nbval-check-output"]
-values = {arm: {"n": int(row["n"]), "mean": row["mean"], "difference": row["- grpo"]} | pace.get(arm, {}) for arm, row in table.iterrows()}
-values = {arm: {k: None if np.isnan(v) else v for k, v in row.items()} for arm, row in values.items()}
-whole = record("ablation", values, output, context={"task": task, "measure": measure, "runs": len(records)})
+values = {
+    arm: {"n": int(row["n"]), "mean": row["mean"], "difference": row["- grpo"]} | pace.get(arm, {})
+    for arm, row in table.iterrows()
+}
+values = {
+    arm: {k: None if np.isnan(v) else v for k, v in row.items()} for arm, row in values.items()
+}
+whole = record(
+    "ablation", values, output, context={"task": task, "measure": measure, "runs": len(records)}
+)
 
 # %% [markdown]
 # ## Exercises
@@ -195,8 +276,13 @@ from scipy.stats import t as student
 spread, n = (ended["bpgo"] - ended["grpo"]).std(), np.arange(2, 1000)
 bound, shift = student.ppf(0.975, n - 1), 0.05 / spread * np.sqrt(n)
 power = nct.sf(bound, n - 1, shift) + nct.cdf(-bound, n - 1, shift)
-needed, here = next(iter(n[power >= 0.8]), "an unknown number of"), dict(zip(n, power, strict=True)).get(len(pairs), np.nan)
-print(f"standard deviation of the differences {spread:.3f}: {needed} seeds; the {len(pairs)} here show such a difference with a chance of {here:.2f}")
+needed, here = (
+    next(iter(n[power >= 0.8]), "an unknown number of"),
+    dict(zip(n, power, strict=True)).get(len(pairs), np.nan),
+)
+print(
+    f"standard deviation of the differences {spread:.3f}: {needed} seeds; the {len(pairs)} here show such a difference with a chance of {here:.2f}"
+)
 # The spread itself is known from few pairs only, so the number is rough.
 
 # %% [markdown]

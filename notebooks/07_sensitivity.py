@@ -34,9 +34,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import friedmanchisquare
 
-from bpgo.analysis import claims, evidence, plots, statistics
+from bpgo.analysis import plots, statistics
 from bpgo.analysis.runs import oscillation
 from bpgo.records import record
+from reproduce.analysis import claims, evidence
 
 plan, records = evidence.read(results)
 DEFAULTS, grids = {"alpha_kappa": ("0.5", "1.0"), "lambda_beta": ("5.0", "0.5")}, {}
@@ -45,9 +46,20 @@ for ax, name in zip(axes[0], ("alpha_kappa", "lambda_beta"), strict=True):
     grids[name] = evidence.so_far(plan, records, name, "t2i", measure)
     mean, level = evidence.grid(grids[name])
     plots.heat_map(ax, mean, level)
-    ax.plot(list(mean.columns).index(DEFAULTS[name][1]), list(mean.index).index(DEFAULTS[name][0]) - 0.3, "o", color="black", markersize=4)
+    ax.plot(
+        list(mean.columns).index(DEFAULTS[name][1]),
+        list(mean.index).index(DEFAULTS[name][0]) - 0.3,
+        "o",
+        color="black",
+        markersize=4,
+    )
     words = "RAS" if name == "alpha_kappa" else "CRT"
-    plots.labelled(ax, f"{words}: {measure} after training", mean.columns.name.replace("lam", "lambda"), mean.index.name.replace("lam", "lambda")).grid(False)
+    plots.labelled(
+        ax,
+        f"{words}: {measure} after training",
+        mean.columns.name.replace("lam", "lambda"),
+        mean.index.name.replace("lam", "lambda"),
+    ).grid(False)
 plt.show()  # alt: Two heat maps of accuracy: alpha against kappa, and lambda against beta; framed cells are level with the best, a dot marks the defaults.
 print(evidence.state(plan, records))
 print("runs a cell:", {name: sorted(set(grid.notna().sum())) for name, grid in grids.items()})
@@ -65,16 +77,34 @@ for name, ended in grids.items():
     if done.empty:
         print(f"{name}: not run")
         continue
-    default, best = next(arm for arm in ended if [part.partition("=")[2] for part in arm.split()] == list(DEFAULTS[name])), mean.idxmax()
+    default, best = (
+        next(
+            arm
+            for arm in ended
+            if [part.partition("=")[2] for part in arm.split()] == list(DEFAULTS[name])
+        ),
+        mean.idxmax(),
+    )
     level = statistics.level_with_best(done.to_numpy(float).T)
     verdicts[name] = {"cells": done.shape[1], "level": int(level.sum()), "best": best}
-    print(f"{name}: {verdicts[name]['level']} of {verdicts[name]['cells']} cells are level with the best; worse:", ", ".join(done.columns[~level]) or "none")
-    print(f"  a lead must be {statistics.least_lead_seen(done.to_numpy(float).T):.3f} to be seen; smaller losses could be in any framed cell")
-    print(f"  best less worst cell {mean.max() - mean.min():.3f}; the default gains {mean[default] - start:.3f} over no training ({start:.3f}); "
-          f"standard deviation of a cell's seeds {done.std().mean():.3f}")  # fmt: skip
+    print(
+        f"{name}: {verdicts[name]['level']} of {verdicts[name]['cells']} cells are level with the best; worse:",
+        ", ".join(done.columns[~level]) or "none",
+    )
+    print(
+        f"  a lead must be {statistics.least_lead_seen(done.to_numpy(float).T):.3f} to be seen; smaller losses could be in any framed cell"
+    )
+    print(
+        f"  best less worst cell {mean.max() - mean.min():.3f}; the default gains {mean[default] - start:.3f} over no training ({start:.3f}); "
+        f"standard deviation of a cell's seeds {done.std().mean():.3f}"
+    )
     gap = statistics.paired(ended[best].to_numpy(), ended[default].to_numpy()).difference
-    print(f"  best cell {best} ({mean[best]:.3f}) less default ({mean[default]:.3f}): {statistics.said(gap)}, n = {gap.n}")
-print("\nby the plan's measure:", claims.told(claims.verdicts(plan, records, ["H6", "H7"])), sep="\n")
+    print(
+        f"  best cell {best} ({mean[best]:.3f}) less default ({mean[default]:.3f}): {statistics.said(gap)}, n = {gap.n}"
+    )
+print(
+    "\nby the plan's measure:", claims.told(claims.verdicts(plan, records, ["H6", "H7"])), sep="\n"
+)
 
 # %% [markdown]
 # A grid has more runs than a cell. Below, each value of a setting is averaged over the other setting: a dot a seed, a grey line through the values of one seed, a bar for their mean, dashed the model before training. What both seeds do alike is worth a second look; it was not planned as a test.
@@ -84,12 +114,20 @@ figure, axes = plots.new_figure(1, 4, (10, 2.8), sharey=True)
 settings = [(name, i) for name in grids for i in (0, 1)]
 for ax, (name, i) in zip(axes[0], settings, strict=True):
     parts = {arm: arm.split()[i].split("=") for arm in grids[name]}
-    averaged = grids[name].T.groupby({arm: value for arm, (_, value) in parts.items()}, sort=False).mean().T
+    averaged = (
+        grids[name]
+        .T.groupby({arm: value for arm, (_, value) in parts.items()}, sort=False)
+        .mean()
+        .T
+    )
     plots.runs_by_arm(ax, averaged, start)
     label = next(iter(parts.values()))[0].replace("lam", "lambda")
     plots.labelled(ax, "", label, evidence.axis(measure) if ax is axes[0, 0] else "")
     level = statistics.level_with_best(averaged.to_numpy(float).T)
-    print(f"{label}: worse than the best by Tukey's test (not planned):", ", ".join(averaged.columns[~level]) or "none")
+    print(
+        f"{label}: worse than the best by Tukey's test (not planned):",
+        ", ".join(averaged.columns[~level]) or "none",
+    )
 plt.show()  # alt: Accuracy against each of the four settings, averaged over the other one, a dot a seed.
 
 # %% [markdown]
@@ -98,7 +136,12 @@ plt.show()  # alt: Accuracy against each of the four settings, averaged over the
 
 # %%
 figure, axes = plots.new_figure(1, 3, (10, 2.8))
-cuts = {task: evidence.so_far(plan, records, "alpha_image" if task == "t2i" else "alpha_video", task, measure) for task in ("t2i", "t2v", "i2v")}
+cuts = {
+    task: evidence.so_far(
+        plan, records, "alpha_image" if task == "t2i" else "alpha_video", task, measure
+    )
+    for task in ("t2i", "t2v", "i2v")
+}
 ranks = {}
 for ax, (task, ended) in zip(axes[0], cuts.items(), strict=True):
     ended = ended.rename(columns=lambda arm: arm.partition("=")[2])
@@ -107,16 +150,30 @@ for ax, (task, ended) in zip(axes[0], cuts.items(), strict=True):
     plots.labelled(ax, task, "alpha", evidence.axis(measure) if ax is axes[0, 0] else "")
     level = statistics.level_with_best(ended.to_numpy(float).T)
     seen = statistics.least_lead_seen(ended.to_numpy(float).T)
-    print(f"{task}: worse than the best of these five by Tukey's test:", ", ".join(ended.columns[~level]) or "none", f"(a lead of {seen:.3f} would be seen)")
-    ranks |= {f"{task}, seed {seed}": row.rank(ascending=False) for seed, row in ended.dropna().iterrows()}
+    print(
+        f"{task}: worse than the best of these five by Tukey's test:",
+        ", ".join(ended.columns[~level]) or "none",
+        f"(a lead of {seen:.3f} would be seen)",
+    )
+    ranks |= {
+        f"{task}, seed {seed}": row.rank(ascending=False) for seed, row in ended.dropna().iterrows()
+    }
 plt.show()  # alt: Accuracy against alpha in three tasks, a dot a run.
 for which, rows in (("the seeds that were new for .1", cuts["t2i"].loc[2:]), ("all", cuts["t2i"])):
-    gap = statistics.paired(rows["alpha=0.1"].to_numpy(float), rows["alpha=0.5"].to_numpy(float)).difference
+    gap = statistics.paired(
+        rows["alpha=0.1"].to_numpy(float), rows["alpha=0.5"].to_numpy(float)
+    ).difference
     print(f"t2i, alpha = .1 less alpha = .5, {which}: {statistics.said(gap)}, n = {gap.n}")
 if len(ranks) > 1:
     ranks = pd.DataFrame(ranks).T
-    print("rank of each alpha, 1 is best, ties share:", pd.concat([ranks, ranks.mean().rename("mean").to_frame().T]).round(2).to_string(), sep="\n")
-    print(f"do ranks differ by more than chance (Friedman's test, not planned; {len(cuts['t2i'].dropna())} rows are t2i's)? p = {friedmanchisquare(*ranks.to_numpy().T).pvalue:.2f}")
+    print(
+        "rank of each alpha, 1 is best, ties share:",
+        pd.concat([ranks, ranks.mean().rename("mean").to_frame().T]).round(2).to_string(),
+        sep="\n",
+    )
+    print(
+        f"do ranks differ by more than chance (Friedman's test, not planned; {len(cuts['t2i'].dropna())} rows are t2i's)? p = {friedmanchisquare(*ranks.to_numpy().T).pvalue:.2f}"
+    )
 
 # %% [markdown]
 # A best value would have rank 1 in all seeds, and in more than one task. A mean rank near 1 would be a hint, no more: seeds are few, and we looked first.
@@ -157,9 +214,25 @@ random = np.random.default_rng(0)
 for lead in (0, 3, 5, 10, 30):
     drawn = random.standard_normal((40, 15, 2)) + lead * (np.arange(15) == 7)[:, None]
     tukey = np.mean([15 - statistics.level_with_best(cells).sum() for cells in drawn])
-    pairs = [[(7 in pair, statistics.paired(*cells[list(pair)]).p) for pair in combinations(range(15), 2)] for cells in drawn]
-    t_tests = np.mean([sum(ours and p < 0.05 for (ours, _), p in zip(tests, statistics.holm([p for _, p in tests]), strict=True)) for tests in pairs])
-    print(f"a lead of {lead} standard deviations: {tukey:.1f} of 14 cells are seen to be worse, by t tests {t_tests:.1f}")
+    pairs = [
+        [
+            (7 in pair, statistics.paired(*cells[list(pair)]).p)
+            for pair in combinations(range(15), 2)
+        ]
+        for cells in drawn
+    ]
+    t_tests = np.mean(
+        [
+            sum(
+                ours and p < 0.05
+                for (ours, _), p in zip(tests, statistics.holm([p for _, p in tests]), strict=True)
+            )
+            for tests in pairs
+        ]
+    )
+    print(
+        f"a lead of {lead} standard deviations: {tukey:.1f} of 14 cells are seen to be worse, by t tests {t_tests:.1f}"
+    )
 # A pair of cells alone has one degree of freedom here; all cells together have 14 to judge the noise by. The price: it must be alike in all cells.
 
 # %% [markdown]

@@ -44,10 +44,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from bpgo.analysis import claims, evidence, plots, statistics
+from bpgo.analysis import plots, statistics
 from bpgo.objective import ras_weights
 from bpgo.priors import EmpiricalBayes, group_moments, posterior_sharpness
 from bpgo.records import record
+from reproduce.analysis import claims, evidence
 
 plan, records = evidence.read(results)
 ended = evidence.final(plan, records, f"priors_{task}", task, measure)
@@ -55,7 +56,9 @@ ended.insert(0, "grpo", evidence.so_far(plan, records, "ablation", task, measure
 figure, [[ax]] = plots.new_figure(size=(10, 3.4))
 plots.runs_by_arm(ax, ended, evidence.before(records, task, measure))
 ax.tick_params(axis="x", labelsize=8)
-plots.labelled(ax, f"{task} after training, a dot a run", "prior (GRPO uses none)", evidence.axis(measure))
+plots.labelled(
+    ax, f"{task} after training, a dot a run", "prior (GRPO uses none)", evidence.axis(measure)
+)
 plt.show()  # alt: A dot for each run by prior, lines through runs of one seed, bars for means, dashed the untrained model.
 print(evidence.state(plan, records))
 
@@ -91,16 +94,32 @@ def weigh(rewards):  # by equation 2, with the hierarchy's mean and k
 
 # %%
 figure, axes = plots.new_figure(1, 3, (10, 3.0), sharey=True)
-shown = {"differences: none to large": [(12, 0.0, "-"), (12, 0.02, "--"), (12, 0.1, ":")],
-         "samples: few to many": [(4, 0.02, "-"), (12, 0.02, "--"), (48, 0.02, ":")]}  # fmt: skip
+shown = {
+    "differences: none to large": [(12, 0.0, "-"), (12, 0.02, "--"), (12, 0.1, ":")],
+    "samples: few to many": [(4, 0.02, "-"), (12, 0.02, "--"), (48, 0.02, ":")],
+}
 for ax, (title, settings) in zip(axes[0], shown.items(), strict=False):
     for size, tau, dashes in settings:
         means = groups(size, tau).mean(1)
-        ax.plot(means.sort().values - means.mean(), weigh(groups(size, tau))[means.argsort()], dashes, color="black", label=f"G = {size}, tau = {tau}")
+        ax.plot(
+            means.sort().values - means.mean(),
+            weigh(groups(size, tau))[means.argsort()],
+            dashes,
+            color="black",
+            label=f"G = {size}, tau = {tau}",
+        )
     plots.labelled(ax, title, "group mean - population mean", "weight w")
 rewards = groups(12, 0.05)
-for scale, look in ((1, {"s": 40, "facecolors": "none", "edgecolors": "0.5"}), (10, {"s": 30, "marker": "x", "color": "black", "linewidths": 0.7})):
-    axes[0, 2].scatter((rewards.mean(1) - rewards.mean())[:60], weigh(scale * rewards)[:60], label=f"rewards x {scale}", **look)
+for scale, look in (
+    (1, {"s": 40, "facecolors": "none", "edgecolors": "0.5"}),
+    (10, {"s": 30, "marker": "x", "color": "black", "linewidths": 0.7}),
+):
+    axes[0, 2].scatter(
+        (rewards.mean(1) - rewards.mean())[:60],
+        weigh(scale * rewards)[:60],
+        label=f"rewards x {scale}",
+        **look,
+    )
 plots.labelled(axes[0, 2], "rewards x 1 and x 10", "group mean - population mean (x 1)", "weight w")
 for ax in axes[0]:
     ax.legend(frameon=False, fontsize=8)
@@ -110,7 +129,9 @@ for scale in (1, 10):
     print(f"rewards x {scale}: k = {posterior_sharpness(spread - within / 12, within, 12):.1f}")
 few = [weigh(groups(12, 0.0)[8 * i : 8 * i + 8]) for i in range(50)]
 apart = np.array([(w.max() - w.min()).item() for w in few])
-print(f"no real differences, 8 groups as in an iteration: weights all 1 in {(apart == 0).sum()} of 50 draws; in the others they lie {apart[apart > 0].mean():.2f} apart")
+print(
+    f"no real differences, 8 groups as in an iteration: weights all 1 in {(apart == 0).sum()} of 50 draws; in the others they lie {apart[apart > 0].mean():.2f} apart"
+)
 
 # %% [markdown]
 # Where only chance differs, the weights should all be 1. In the first panel they are, since the estimate of $\tau^2$ from these 400 groups is cut off at 0. With the 8 groups of one iteration that happens in about six of ten draws; in the others chance passes for a difference, and the weights lie far apart. That is why the moments are averaged over iterations. With more samples the belief becomes surer. The scale of the reward does not matter; $\kappa$ manages that too (notebook 1), but does not follow $G$ and the share of real differences.
@@ -123,7 +144,11 @@ print(f"no real differences, 8 groups as in an iteration: weights all 1 in {(apa
 # %%
 table = evidence.compare(ended, "grpo")
 print(table.round(3).to_string())
-print("\nby the plan's measure, in all tasks:", claims.told(claims.verdicts(plan, records, ["H9", "H10", "H11"])), sep="\n")
+print(
+    "\nby the plan's measure, in all tasks:",
+    claims.told(claims.verdicts(plan, records, ["H9", "H10", "H11"])),
+    sep="\n",
+)
 
 # %% [markdown]
 # ## Is there anything to win? (H15, H16)
@@ -134,12 +159,23 @@ print("\nby the plan's measure, in all tasks:", claims.told(claims.verdicts(plan
 # %%
 figure, axes = plots.new_figure(1, 3, (10, 3.0))
 for ax, name in zip(axes[0], ("t2i", "t2v", "i2v"), strict=True):
-    plots.runs_by_arm(ax, evidence.so_far(plan, records, "trust", name, measure), evidence.before(records, name, measure))
-    plots.labelled(ax, f"{name} after training", "weights", evidence.axis(measure) if ax is axes[0, 0] else "")
-    gain = statistics.bootstrap_mean(evidence.so_far(plan, records, "trust", name, measure)["grpo"].to_numpy() - evidence.before(records, name, measure))
+    plots.runs_by_arm(
+        ax,
+        evidence.so_far(plan, records, "trust", name, measure),
+        evidence.before(records, name, measure),
+    )
+    plots.labelled(
+        ax, f"{name} after training", "weights", evidence.axis(measure) if ax is axes[0, 0] else ""
+    )
+    gain = statistics.bootstrap_mean(
+        evidence.so_far(plan, records, "trust", name, measure)["grpo"].to_numpy()
+        - evidence.before(records, name, measure)
+    )
     print(f"{name}: GRPO less the untrained model {statistics.said(gain)}, n = {gain.n}")
 plt.show()  # alt: Three panels, one a task: a dot for each run of GRPO, BPGO and BPGO weighted by the truth, lines through the runs of one seed.
-print("by the plan's measure:", claims.told(claims.verdicts(plan, records, ["H15", "H16"])), sep="\n")
+print(
+    "by the plan's measure:", claims.told(claims.verdicts(plan, records, ["H15", "H16"])), sep="\n"
+)
 
 # %% [markdown]
 # ## What did the weights do?
@@ -148,7 +184,10 @@ print("by the plan's measure:", claims.told(claims.verdicts(plan, records, ["H15
 # **Before you look:** which prior gives the widest band? Does a wide band go with a good place in the table above?
 
 # %%
-low, high = (evidence.curves(plan, records, f"priors_{task}", task, f"weight_{end}") for end in ("min", "max"))
+low, high = (
+    evidence.curves(plan, records, f"priors_{task}", task, f"weight_{end}")
+    for end in ("min", "max")
+)
 figure, axes = plots.new_figure(1, max(1, len(low)), (1.9 * max(2, len(low)), 2.6), sharey=True)
 for ax, arm in zip(axes[0], low, strict=False):
     at = np.arange(1, low[arm].shape[1] + 1)
@@ -162,9 +201,16 @@ plt.show()  # alt: Range of weights against iterations, a panel a prior.
 # Empirical Bayes weighs much harder than $\kappa = 1$ does. So H9 compares two things at once, where the prior lies and how sharp it is; its prior with the same $\kappa$ was not run.
 
 # %% tags=["nbval-check-output"]
-values = {arm: {"n": int(row["n"]), "mean": row["mean"], "difference": round(row["- grpo"], 6)} for arm, row in table.iterrows()}
-values = {arm: {k: None if np.isnan(v) else v for k, v in row.items()} for arm, row in values.items()}
-whole = record("priors", values, output, context={"task": task, "measure": measure, "runs": len(records)})
+values = {
+    arm: {"n": int(row["n"]), "mean": row["mean"], "difference": round(row["- grpo"], 6)}
+    for arm, row in table.iterrows()
+}
+values = {
+    arm: {k: None if np.isnan(v) else v for k, v in row.items()} for arm, row in values.items()
+}
+whole = record(
+    "priors", values, output, context={"task": task, "measure": measure, "runs": len(records)}
+)
 
 # %% [markdown]
 # ## Exercises

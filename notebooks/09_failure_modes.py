@@ -42,9 +42,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from bpgo.analysis import claims, evidence, plots, statistics
+from bpgo.analysis import plots, statistics
 from bpgo.analysis.runs import oscillation, smooth
 from bpgo.records import record
+from reproduce.analysis import claims, evidence
 
 plan, records = evidence.read(results)
 ended = evidence.so_far(plan, records, "failure_modes", "t2i", measure)
@@ -53,8 +54,17 @@ clean = evidence.so_far(plan, records, "ablation", "t2i", measure).loc[ended.ind
 mean = evidence.grid(ended)[0].loc[objectives]
 shown = pd.concat([clean.mean().rename("clean"), mean], axis=1)
 figure, [[ax]] = plots.new_figure(size=(10, 2.6))
-plots.heat_map(ax, shown.set_axis([name.replace("_", "\n") for name in shown], axis=1), np.zeros(shown.shape, bool))
-plots.labelled(ax, f"{measure} after training, darker is more; mean of up to {len(ended)} seeds (before training {start:.2f})", "reward", "objective").grid(False)
+plots.heat_map(
+    ax,
+    shown.set_axis([name.replace("_", "\n") for name in shown], axis=1),
+    np.zeros(shown.shape, bool),
+)
+plots.labelled(
+    ax,
+    f"{measure} after training, darker is more; mean of up to {len(ended)} seeds (before training {start:.2f})",
+    "reward",
+    "objective",
+).grid(False)
 plt.show()  # alt: Heat map of accuracy after training: four objectives by nine kinds of reward, from clean to saturated.
 print(evidence.state(plan, records))
 
@@ -69,19 +79,42 @@ losses, rows, five = {}, [], evidence.so_far(plan, records, "failure_noise", "t2
 right = evidence.so_far(plan, records, "ablation", "t2i", measure)
 for name in mean:
     made = five if f"name=grpo corruption={name}" in five else ended
-    lost = pd.DataFrame({o: right[o] - made[f"name={o} corruption={name}"] for o in objectives}).loc[made.index]
+    lost = pd.DataFrame(
+        {o: right[o] - made[f"name={o} corruption={name}"] for o in objectives}
+    ).loc[made.index]
     losses[name] = lost.loc[ended.index]
     for arm in objectives[1:]:
         more = statistics.bootstrap_mean((lost[arm] - lost["grpo"]).to_numpy())
-        rows.append({"corruption": name, "objective": arm, "n": more.n, "lost": lost[arm].mean(), "GRPO lost": lost["grpo"].mean(),
-                     "more than GRPO": statistics.said(more), "seed by seed": " ".join(f"{x:+.2f}" for x in (lost[arm] - lost["grpo"]).dropna())})  # fmt: skip
+        rows.append(
+            {
+                "corruption": name,
+                "objective": arm,
+                "n": more.n,
+                "lost": lost[arm].mean(),
+                "GRPO lost": lost["grpo"].mean(),
+                "more than GRPO": statistics.said(more),
+                "seed by seed": " ".join(f"{x:+.2f}" for x in (lost[arm] - lost["grpo"]).dropna()),
+            }
+        )
 table = pd.DataFrame(rows).set_index(["corruption", "objective"])
 print(table.round(3).to_string())
-pooled = {arm: statistics.bootstrap_mean(np.mean([lost[arm] - lost["grpo"] for lost in losses.values()], axis=0)) for arm in objectives[1:]}
+pooled = {
+    arm: statistics.bootstrap_mean(
+        np.mean([lost[arm] - lost["grpo"] for lost in losses.values()], axis=0)
+    )
+    for arm in objectives[1:]
+}
 for arm, more in pooled.items():
-    print(f"over all corruptions, seeds 0 and 1, {arm} loses {statistics.said(more)} more than GRPO, n = {more.n} seeds")
-same = [losses[c][o].abs() for c, o in [("shifted", o) for o in objectives] + [("stretched", "grpo"), ("stretched", "ras")]]
-print(f"where an objective cannot notice the corruption, {measure} moved by {np.nanmean(same):.3f} on average, and {np.nanmax(same):.3f} at most")
+    print(
+        f"over all corruptions, seeds 0 and 1, {arm} loses {statistics.said(more)} more than GRPO, n = {more.n} seeds"
+    )
+same = [
+    losses[c][o].abs()
+    for c, o in [("shifted", o) for o in objectives] + [("stretched", "grpo"), ("stretched", "ras")]
+]
+print(
+    f"where an objective cannot notice the corruption, {measure} moved by {np.nanmean(same):.3f} on average, and {np.nanmax(same):.3f} at most"
+)
 print("\nby the plan's measure:", claims.told(claims.verdicts(plan, records, ["H12"])), sep="\n")
 
 # %% [markdown]
@@ -94,29 +127,71 @@ print("\nby the plan's measure:", claims.told(claims.verdicts(plan, records, ["H
 # Noise everywhere, from none to four times the reward's spread. The lines say what each objective gains at each level, and where that ends: where the straight line through the mean gains of the seeds that have every level comes to 0. **Before you look:** at which level do you expect that, and for which objective first?
 
 # %%
-levels, noisy = [0.0, 0.5, 1.0, 2.0, 4.0], evidence.so_far(plan, records, "failure_levels", "t2i", measure)
+levels, noisy = (
+    [0.0, 0.5, 1.0, 2.0, 4.0],
+    evidence.so_far(plan, records, "failure_levels", "t2i", measure),
+)
 
 
 def gains_end(gains):  # the level of noise at which a gain comes to 0; inf if it never does
     i = next((i for i, gain in enumerate(gains) if gain <= 0), None)
-    return np.inf if i is None else levels[i] and np.interp(0, [gains[i], gains[i - 1]], [levels[i], levels[i - 1]])
+    return (
+        np.inf
+        if i is None
+        else levels[i] and np.interp(0, [gains[i], gains[i - 1]], [levels[i], levels[i - 1]])
+    )
 
 
 figure, [[ax]] = plots.new_figure(size=(6, 3.2))
 for shift, arm in zip((-0.09, -0.03, 0.03, 0.09), objectives, strict=True):
-    columns = [right[arm]] + [five[f"name={arm} corruption=noise"] if x == 2 else noisy[f"name={arm} corruption=noise level={x}"] for x in levels[1:]]
+    columns = [right[arm]] + [
+        five[f"name={arm} corruption=noise"]
+        if x == 2
+        else noisy[f"name={arm} corruption=noise level={x}"]
+        for x in levels[1:]
+    ]
     made, style = [column.to_numpy(float) for column in columns], plots.method_style(arm)
     for x, column in zip(levels, made, strict=True):
-        ax.plot(np.full(len(column), x + shift), column, linestyle="none", marker=style["marker"], color=style["color"], alpha=0.35, markersize=4)
+        ax.plot(
+            np.full(len(column), x + shift),
+            column,
+            linestyle="none",
+            marker=style["marker"],
+            color=style["color"],
+            alpha=0.35,
+            markersize=4,
+        )
     gains = [statistics.bootstrap_mean(column - start) for column in made]
-    ax.plot(np.array(levels) + shift, [start + g.mean for g in gains], color=style["color"], linestyle=style["linestyle"], label=style["label"])
-    common = (pd.concat(columns, axis=1).dropna() - start).to_numpy()  # (seeds that have every level, levels)
-    print(f"{style['label']:5s}", "; ".join(f"{x:g}: {statistics.said(g, '+.2f')}" for x, g in zip(levels, gains, strict=True)), f"(n = {', '.join(str(g.n) for g in gains)})")
+    ax.plot(
+        np.array(levels) + shift,
+        [start + g.mean for g in gains],
+        color=style["color"],
+        linestyle=style["linestyle"],
+        label=style["label"],
+    )
+    common = (
+        pd.concat(columns, axis=1).dropna() - start
+    ).to_numpy()  # (seeds that have every level, levels)
+    print(
+        f"{style['label']:5s}",
+        "; ".join(
+            f"{x:g}: {statistics.said(g, '+.2f')}" for x, g in zip(levels, gains, strict=True)
+        ),
+        f"(n = {', '.join(str(g.n) for g in gains)})",
+    )
     if len(common):
-        print(f"      the mean gain ends at {gains_end(common.mean(0)):.1f}; seed by seed at", *(f"{gains_end(row):.1f}" for row in common))
+        print(
+            f"      the mean gain ends at {gains_end(common.mean(0)):.1f}; seed by seed at",
+            *(f"{gains_end(row):.1f}" for row in common),
+        )
 ax.axhline(start, color="0.4", linestyle="--", label="before training")
 ax.legend(frameon=False, fontsize=8, ncols=2)
-plots.labelled(ax, "a mark a run, a line the mean", "noise, in standard deviations of the reward", evidence.axis(measure))
+plots.labelled(
+    ax,
+    "a mark a run, a line the mean",
+    "noise, in standard deviations of the reward",
+    evidence.axis(measure),
+)
 plt.show()  # alt: Accuracy against the level of noise for four objectives, a mark a run, dashed the untrained model.
 
 # %% [markdown]
@@ -130,23 +205,45 @@ shown = ["clean", *mean]
 given, judged = ({c: {} for c in shown} for _ in range(2))
 for c in shown:
     for o in objectives:
-        experiment, arm = ("ablation", o) if c == "clean" else ("failure_modes", f"name={o} corruption={c}")
-        rows = plan[(plan["experiment"] == experiment) & (plan["task"] == "t2i") & (plan["arm"] == arm) & plan["seed"].isin(ended.index)]
+        experiment, arm = (
+            ("ablation", o) if c == "clean" else ("failure_modes", f"name={o} corruption={c}")
+        )
+        rows = plan[
+            (plan["experiment"] == experiment)
+            & (plan["task"] == "t2i")
+            & (plan["arm"] == arm)
+            & plan["seed"].isin(ended.index)
+        ]
         done = [records[run] for run in rows["run"] if run in records]
         if done:
             curve = np.mean([r["curves"]["reward"] for r in done], axis=0)
             given[c][o] = smooth(np.arange(len(curve)), curve, max(1, len(curve) // 10))
-            judged[c][o] = ([e["iteration"] for e in done[0]["evaluations"]], np.mean([[e["reward"] for e in r["evaluations"]] for r in done], axis=0))
+            judged[c][o] = (
+                [e["iteration"] for e in done[0]["evaluations"]],
+                np.mean([[e["reward"] for e in r["evaluations"]] for r in done], axis=0),
+            )
 figure, axes = plots.new_figure(2, len(shown), (14, 3.8), sharex=True)
 for column, c in zip(axes.T, shown, strict=True):
     for ax, curves in zip(column, (given[c], judged[c]), strict=True):
         for o, (at, values) in curves.items():
-            ax.plot(at, values, markersize=4, markevery=10 if ax is column[0] else 1, **plots.method_style(o))
+            ax.plot(
+                at,
+                values,
+                markersize=4,
+                markevery=10 if ax is column[0] else 1,
+                **plots.method_style(o),
+            )
     column[0].set_yticks([])
     column[1].sharey(axes[1, 0])
     plots.labelled(column[0], c.replace("_", " "), "", "reward in training" if c == "clean" else "")
     plots.labelled(column[1], "", "iteration", "right reward (no unit)" if c == "clean" else "")
-figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper right", ncols=4)
+figure.legend(
+    *axes[0, 0].get_legend_handles_labels(),
+    frameon=False,
+    fontsize=8,
+    loc="outside upper right",
+    ncols=4,
+)
 plt.show()  # alt: For each kind of reward: the reward in training as it was made, and below it the right reward at evaluations, a line an objective.
 
 # %% [markdown]
@@ -159,23 +256,48 @@ plt.show()  # alt: For each kind of reward: the reward in training as it was mad
 # - Right, how RAS reacts: largest less smallest weight of an iteration, 0 without RAS and at most $2\alpha = 1$.
 
 # %%
-logged = {name: evidence.curves(plan, records, "failure_noise", "t2i", name) for name in ("grad_norm", "effective_sample_size", "weight_max", "weight_min")}
+logged = {
+    name: evidence.curves(plan, records, "failure_noise", "t2i", name)
+    for name in ("grad_norm", "effective_sample_size", "weight_max", "weight_min")
+}
 for name, found in logged.items():
-    found |= {f"name={o} corruption=clean": v for o, v in evidence.curves(plan, records, "ablation", "t2i", name).items()}
-    found |= {arm.replace("none", "clean"): v for arm, v in evidence.curves(plan, records, "failure_normalisation", "t2i", name).items()}
+    found |= {
+        f"name={o} corruption=clean": v
+        for o, v in evidence.curves(plan, records, "ablation", "t2i", name).items()
+    }
+    found |= {
+        arm.replace("none", "clean"): v
+        for arm, v in evidence.curves(plan, records, "failure_normalisation", "t2i", name).items()
+    }
 arms = [f"name={o} corruption={c}" for c in ("clean", "heavy_tails") for o in objectives]
-arms += [f"name={o} rule=raw corruption={c}" for c in ("clean", "heavy_tails") for o in ("crt", "bpgo")]
+arms += [
+    f"name={o} rule=raw corruption={c}" for c in ("clean", "heavy_tails") for o in ("crt", "bpgo")
+]
 figure, axes = plots.new_figure(1, 4, (12, 3.4), sharey=True)
 usual = np.median(logged["grad_norm"].get("name=grpo corruption=clean", np.array([[np.nan]])))
 for y, arm in enumerate(arms):
-    norm, size, largest, least = (found.get(arm, np.full((1, 2), np.nan)) for found in logged.values())
+    norm, size, largest, least = (
+        found.get(arm, np.full((1, 2), np.nan)) for found in logged.values()
+    )
     jump = norm.max(1) / usual
-    for ax, runs in zip(axes[0], (norm.std(1) / norm.mean(1), jump, size.mean(1), (largest - least).mean(1)), strict=True):
+    for ax, runs in zip(
+        axes[0],
+        (norm.std(1) / norm.mean(1), jump, size.mean(1), (largest - least).mean(1)),
+        strict=True,
+    ):
         ax.plot(runs, np.full(len(runs), y), "o", color="black", markersize=5, clip_on=False)
-words = [arm.replace("name=", "").replace("corruption=", "").replace("rule=", "").replace("_", " ") for arm in arms]
+words = [
+    arm.replace("name=", "").replace("corruption=", "").replace("rule=", "").replace("_", " ")
+    for arm in arms
+]
 axes[0, 0].set_yticks(range(len(arms)), words)
 axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
-names = ["variation of\nthe gradient's norm", "largest norm /\nGRPO's usual one", "effective sample size\n(of 12)", "largest less\nsmallest weight"]
+names = [
+    "variation of\nthe gradient's norm",
+    "largest norm /\nGRPO's usual one",
+    "effective sample size\n(of 12)",
+    "largest less\nsmallest weight",
+]
 for ax, name, limit in zip(axes[0], names, (None, None, 12, 1), strict=True):
     ax.axhline(len(arms) - 4.5, color="black", linewidth=1)
     ax.set_xlim(0, limit)
@@ -194,16 +316,42 @@ print(claims.told(claims.verdicts(plan, records, ["H13"])))
 # %%
 rows = []
 for arm in ("healthy", "oscillation", "stagnation", "misalignment"):
-    chosen = plan[(plan["experiment"] == "signatures") & (plan["arm"] == arm) & plan["run"].isin(list(records))]
+    chosen = plan[
+        (plan["experiment"] == "signatures")
+        & (plan["arm"] == arm)
+        & plan["run"].isin(list(records))
+    ]
     for run in chosen["run"]:
-        r, curve = records[run], {name: np.array(records[run]["curves"][name]) for name in ("reward", "weight_mean", "effective_sample_size")}
+        r, curve = (
+            records[run],
+            {
+                name: np.array(records[run]["curves"][name])
+                for name in ("reward", "weight_mean", "effective_sample_size")
+            },
+        )
         first, last = r["evaluations"][0], r["evaluations"][-1]
-        said = ", ".join(f"{w['guard']} at {w['iteration']}" for w in r["warnings"]) if "warnings" in r else "older than the guards"
-        rows.append({"failure": arm, "seed": r["seed"], "reward": last["reward"] - first["reward"], "held-out": last["held_out"] - first["held_out"],
-                     measure: last[measure] - first[measure], "oscillation": oscillation(curve["reward"], 1.0),
-                     "weight": curve["weight_mean"].mean(), "samples": curve["effective_sample_size"].mean(), "guards": said or "silent"})  # fmt: skip
+        said = (
+            ", ".join(f"{w['guard']} at {w['iteration']}" for w in r["warnings"])
+            if "warnings" in r
+            else "older than the guards"
+        )
+        rows.append(
+            {
+                "failure": arm,
+                "seed": r["seed"],
+                "reward": last["reward"] - first["reward"],
+                "held-out": last["held_out"] - first["held_out"],
+                measure: last[measure] - first[measure],
+                "oscillation": oscillation(curve["reward"], 1.0),
+                "weight": curve["weight_mean"].mean(),
+                "samples": curve["effective_sample_size"].mean(),
+                "guards": said or "silent",
+            }
+        )
 signs = pd.DataFrame(rows)
-print(signs.round(3).to_string(index=False) if rows else "not run: make study ARGS='all signatures'")
+print(
+    signs.round(3).to_string(index=False) if rows else "not run: make study ARGS='all signatures'"
+)
 print(claims.told(claims.verdicts(plan, records, ["H14"])))
 
 # %% [markdown]
@@ -219,25 +367,46 @@ print(claims.told(claims.verdicts(plan, records, ["H14"])))
 # %%
 rows, arms = [], plan["arm"]
 kinds = dict(zip(plan["run"], arms, strict=True))
-provoked = {run: arm.replace("_", " ") for run, arm in kinds.items() if arm in ("too_high", "oscillation", "stagnation")}
+provoked = {
+    run: arm.replace("_", " ")
+    for run, arm in kinds.items()
+    if arm in ("too_high", "oscillation", "stagnation")
+}
 provoked |= {run: "raw" for run, arm in kinds.items() if "rule=raw corruption=none" in arm}
 for r in records.values():
     if "warnings" in r:
         wrong = provoked.get(r["run"]) or r["settings"].get("corruption") or "clean"
         names = {w["guard"] for w in r["warnings"]}
         lost = r["evaluations"][-1][measure] < r["evaluations"][0][measure]
-        rows.append({"runs of": wrong if wrong != "none" else "clean", "runs": 1, "lost": lost}
-                    | {guard: guard in names for guard in ("stagnation", "concentration", "over-optimisation")})  # fmt: skip
+        rows.append(
+            {"runs of": wrong if wrong != "none" else "clean", "runs": 1, "lost": lost}
+            | {
+                guard: guard in names
+                for guard in ("stagnation", "concentration", "over-optimisation")
+            }
+        )
 heard = pd.DataFrame(rows).groupby("runs of").sum() if rows else pd.DataFrame()
 print(heard.astype(int).to_string() if rows else "no run recorded with guards yet")
 if rows:
-    spoke = pd.DataFrame(rows).assign(any=lambda t: t[["stagnation", "concentration", "over-optimisation"]].any(axis=1))
-    print(f"guards spoke in {(spoke['any'] & spoke['lost']).sum()} of {spoke['lost'].sum()} runs that lost {measure}, "
-          f"and in {(spoke['any'] & ~spoke['lost']).sum()} of {(~spoke['lost']).sum()} that did not")  # fmt: skip
+    spoke = pd.DataFrame(rows).assign(
+        any=lambda t: t[["stagnation", "concentration", "over-optimisation"]].any(axis=1)
+    )
+    print(
+        f"guards spoke in {(spoke['any'] & spoke['lost']).sum()} of {spoke['lost'].sum()} runs that lost {measure}, "
+        f"and in {(spoke['any'] & ~spoke['lost']).sum()} of {(~spoke['lost']).sum()} that did not"
+    )
 
 # %% tags=["nbval-check-output"]
-values = {"losses": {arm: {"more": m.mean, "low": m.low, "high": m.high, "seeds": m.n} for arm, m in pooled.items()}}
-values["losses"] = {arm: {k: None if np.isnan(v) else v for k, v in row.items()} for arm, row in values["losses"].items()}
+values = {
+    "losses": {
+        arm: {"more": m.mean, "low": m.low, "high": m.high, "seeds": m.n}
+        for arm, m in pooled.items()
+    }
+}
+values["losses"] = {
+    arm: {k: None if np.isnan(v) else v for k, v in row.items()}
+    for arm, row in values["losses"].items()
+}
 whole = record("failure_modes", values, output, context={"measure": measure, "runs": len(records)})
 
 # %% [markdown]
@@ -251,7 +420,9 @@ from bpgo.objective import effective_sample_size
 
 pair, one = torch.zeros(1, 12), torch.full((1, 12), -1 / 11)
 pair[0, :2], one[0, 0] = torch.tensor([1.0, -1.0]), 1.0
-print(f"one against all: {effective_sample_size(one).item():.2f}, one against one: {effective_sample_size(pair).item():.2f}")
+print(
+    f"one against all: {effective_sample_size(one).item():.2f}, one against one: {effective_sample_size(pair).item():.2f}"
+)
 # No: two outliers, one on each side, leave 2. Advantages sum to zero, so there are always at least two.
 
 # %% [markdown]
@@ -262,7 +433,10 @@ from bpgo.objective import OBJECTIVES
 
 r = torch.tensor([[0.45, 0.5, 0.55, 0.6, 0.65, 0.7]])
 for name in objectives:
-    here, there = (OBJECTIVES[name](r + by, r.mean() + by, alpha=0.5, k=10.0, lam=5.0, beta=0.5).effective for by in (0.0, -4.0))
+    here, there = (
+        OBJECTIVES[name](r + by, r.mean() + by, alpha=0.5, k=10.0, lam=5.0, beta=0.5).effective
+        for by in (0.0, -4.0)
+    )
     print(f"{name:5} largest change {(here - there).abs().max():.4f}")
 # None, or only by rounding: the prior moves along, and CRT's exp(R) then changes by a factor that the group's own spread divides out.
 # With a prior that stays behind, RAS would weigh every group down and CRT would lose its step.

@@ -34,8 +34,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from bpgo.analysis import claims, evidence, paper, plots, statistics
+from bpgo.analysis import plots, statistics
 from bpgo.records import aligned, record
+from reproduce.analysis import claims, evidence, paper
 
 plan, records = evidence.read(results)
 real, left_out = paper.real_runs(runs)
@@ -46,13 +47,23 @@ TASKS, MOVES = main["task"].unique(), {"grpo": "grpo - base", "bpgo": "bpgo - ba
 def moves(task):  # {row of the picture: {method: its move from the untrained model}}
     found, cells = {}, main[main["task"] == task].set_index(["metric", "line"])
     for metric in cells.index.unique("metric"):
-        found[metric] = {m: statistics.Interval(cells["published"][metric, line], np.nan, np.nan, 1) for m, line in MOVES.items()}
+        found[metric] = {
+            m: statistics.Interval(cells["published"][metric, line], np.nan, np.nan, 1)
+            for m, line in MOVES.items()
+        }
     measures = ("reward", "held_out", *["overall"] * (task != "t2i"), "accuracy_specified")
-    tables = {f"ours: {measure}": paper.of_study(plan, records, "trust", task, measure) for measure in measures}
+    tables = {
+        f"ours: {measure}": paper.of_study(plan, records, "trust", task, measure)
+        for measure in measures
+    }
     tables["paper scale:\n" + paper.TRAINED[task]] = paper.of_real(real, task, paper.TRAINED[task])
     for name, table in tables.items():
-        both = table.dropna(subset=table.columns.intersection(list(MOVES)))  # seeds that GRPO and BPGO share
-        found[row := f"{name}, n = {len(both)}"] = {m: paper.estimate(both, line) for m, line in MOVES.items()}
+        both = table.dropna(
+            subset=table.columns.intersection(list(MOVES))
+        )  # seeds that GRPO and BPGO share
+        found[row := f"{name}, n = {len(both)}"] = {
+            m: paper.estimate(both, line) for m, line in MOVES.items()
+        }
         found[row]["missing"] = "not run" if table.empty else "no shared seed"
     return found
 
@@ -65,21 +76,40 @@ for ax, task in zip(axes[0], TASKS, strict=True):
         for method, shift in (("grpo", -0.16), ("bpgo", 0.16)):
             one, style = move[method], plots.method_style(method)
             if not (one.n and move["grpo"].n):
-                ax.text(0.1, y, move["missing"], va="center", fontsize=9, bbox={"color": "white", "pad": 1})
+                ax.text(
+                    0.1,
+                    y,
+                    move["missing"],
+                    va="center",
+                    fontsize=9,
+                    bbox={"color": "white", "pad": 1},
+                )
                 continue
             x, low, high = np.array(one[:3]) / abs(move["grpo"].mean)
             ax.plot([low, high], [y + shift] * 2, color=style["color"], linewidth=2)
-            look = {"marker": ">" if x > 0 else "<", "mfc": "white"} if abs(x) > 3 else {"marker": style["marker"], "label": style["label"]}
+            look = (
+                {"marker": ">" if x > 0 else "<", "mfc": "white"}
+                if abs(x) > 3
+                else {"marker": style["marker"], "label": style["label"]}
+            )
             ax.plot(np.clip(x, -2.9, 2.9), y + shift, color=style["color"], linestyle="", **look)
-        ax.text(3.05, y, f"{move['grpo'].mean:+.3f}" if move["grpo"].n else "", va="center", fontsize=8)
+        ax.text(
+            3.05, y, f"{move['grpo'].mean:+.3f}" if move["grpo"].n else "", va="center", fontsize=8
+        )
     ax.axvline(0, color="black", linestyle=":")
     for y in (sum(":" not in row for row in rows), len(rows) - 1):
         ax.axhline(y - 0.5, color="0.4", linewidth=1)
-    ax.set_yticks(range(len(rows)), [f"{row} (trained)" if row in paper.TRAINED.values() else row for row in rows], fontsize=9)
+    ax.set_yticks(
+        range(len(rows)),
+        [f"{row} (trained)" if row in paper.TRAINED.values() else row for row in rows],
+        fontsize=9,
+    )
     ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-3, 3))
     plots.labelled(ax, task, "move from the untrained model / size of GRPO's")
 handles = dict(zip(*axes[0, 0].get_legend_handles_labels()[::-1], strict=True))
-figure.legend(handles.values(), handles, frameon=False, fontsize=9, loc="outside upper right", ncols=2)
+figure.legend(
+    handles.values(), handles, frameon=False, fontsize=9, loc="outside upper right", ncols=2
+)
 plt.show()  # alt: Moves of GRPO and BPGO from the untrained model, published and ours, in units of GRPO's move, for three tasks.
 print(evidence.state(plan, records))
 
@@ -109,8 +139,12 @@ def commands(experiments, tasks, settings, others):
     print(f"ours:        make study ARGS='all {experiments}'")
     name = "-".join(word.partition("=")[2] for word in settings.split())
     for task in tasks:
-        print(f"paper scale: python -m bpgo train {paper.PRESETS[task][-1]} --output runs/real/{task}-{name}-0 {settings} seed=0")
-    print(f"             a folder for each run; also with {others}; further seeds; then this notebook with runs=runs/real\n")
+        print(
+            f"paper scale: python -m bpgo train {paper.PRESETS[task][-1]} --output runs/real/{task}-{name}-0 {settings} seed=0"
+        )
+    print(
+        f"             a folder for each run; also with {others}; further seeds; then this notebook with runs=runs/real\n"
+    )
 
 
 rows = paper.published("main").pivot(index=["task", "metric"], columns="method", values="value")
@@ -119,7 +153,12 @@ print(f"worse than no training, of {len(rows)} published rows: {worse}\n")
 commands("trust", TASKS, "objective.name=bpgo", "objective.name=grpo")
 print(paper.text(main[~main["line"].str.endswith("- base")], NAMES))
 if runs:
-    print("\nruns of the published models, all settings:", paper.over_seeds(real).round(4).to_string(), *left_out, sep="\n")
+    print(
+        "\nruns of the published models, all settings:",
+        paper.over_seeds(real).round(4).to_string(),
+        *left_out,
+        sep="\n",
+    )
 
 # %% [markdown]
 # The comment at the top of a preset's file says which machine it needs; the same name without `-lowmem` is for eight GPUs.
@@ -139,25 +178,45 @@ print(paper.text(paper.beside("ablation", plan, records, real), NAMES))
 
 # %%
 alpha = paper.published("alpha").pivot(index="method", columns="metric", values="value")
-base = paper.published("main").query("task == 't2v' and method == 'base'").set_index("metric")["value"]
+base = (
+    paper.published("main").query("task == 't2v' and method == 'base'").set_index("metric")["value"]
+)
 figure, axes = plots.new_figure(1, 3, (11, 3.0))
 for ax, metric in zip(axes[0], ("VideoCLIP-XL", "VideoAlign-overall"), strict=False):
     ax.plot([float(name[6:]) for name in alpha.index], alpha[metric] - base[metric], "ko-")
     plots.labelled(ax, f"published, RAS, t2v:\n{metric}", "alpha", "move from the untrained")
 sweeps = {"t2i": ("alpha_image", "o-"), "t2v": ("alpha_video", "s--"), "i2v": ("alpha_video", "^:")}
 for i, (task, (experiment, look)) in enumerate(sweeps.items()):
-    table, at = paper.of_study(plan, records, experiment, task, "reward"), np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+    table, at = (
+        paper.of_study(plan, records, experiment, task, "reward"),
+        np.array([0.1, 0.3, 0.5, 0.7, 0.9]),
+    )
     found = [paper.estimate(table, f"alpha={a} - base") for a in at]
     mean, low, high = np.array([one[:3] for one in found]).T
     n = max(one.n for one in found)
-    axes[0, 2].errorbar(at + 0.02 * (i - 1), mean, [mean - low, high - mean], fmt=look, color="black", mfc="white", label=f"{task}: {f'n = {n}' if n else 'not run'}")
+    axes[0, 2].errorbar(
+        at + 0.02 * (i - 1),
+        mean,
+        [mean - low, high - mean],
+        fmt=look,
+        color="black",
+        mfc="white",
+        label=f"{task}: {f'n = {n}' if n else 'not run'}",
+    )
 axes[0, 2].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-plots.labelled(axes[0, 2], "ours, BPGO:\ntraining reward (no unit)", "alpha", "move from the untrained")
+plots.labelled(
+    axes[0, 2], "ours, BPGO:\ntraining reward (no unit)", "alpha", "move from the untrained"
+)
 for ax in axes[0]:
     ax.axhline(0, color="black", linestyle=":")
     ax.set_xlim(0, 1)
 plt.show()  # alt: Reward against alpha: two published panels and one of ours.
-commands("alpha_image alpha_video", ["t2v"], "objective.name=ras objective.alpha=0.1", "objective.alpha=0.5, 0.7 and 0.9")
+commands(
+    "alpha_image alpha_video",
+    ["t2v"],
+    "objective.name=ras objective.alpha=0.1",
+    "objective.alpha=0.5, 0.7 and 0.9",
+)
 print(paper.text(paper.beside("alpha", plan, records, real), NAMES))
 
 # %% [markdown]
@@ -173,7 +232,9 @@ for task in TASKS:
     if not found:
         lines.append([task, "not run", "not run"])
     for arm, both in found.items():
-        lines.append([f"{task} {NAMES[arm]}", *(paper.told(statistics.bootstrap_mean(v)) for v in both)])
+        lines.append(
+            [f"{task} {NAMES[arm]}", *(paper.told(statistics.bootstrap_mean(v)) for v in both)]
+        )
 print(aligned(lines), claims.told(claims.verdicts(plan, records, ["H2"])), sep="\n\n")
 
 # %% [markdown]
@@ -184,11 +245,17 @@ print(aligned(lines), claims.told(claims.verdicts(plan, records, ["H2"])), sep="
 from bpgo.config import read_config
 from bpgo.prompts import read_prompts
 
-print("an iteration of BPGO over one of GRPO in seconds, timed alternately on one machine, median (least .. most) of rounds, `python -m bpgo bench PRESET`:")
+print(
+    "an iteration of BPGO over one of GRPO in seconds, timed alternately on one machine, median (least .. most) of rounds, `python -m bpgo bench PRESET`:"
+)
 for place in sorted((evidence.RESULTS.parent / "foundations").glob("bench-*.txt")):
     print(place.stem.removeprefix("bench-"), *place.read_text().splitlines()[::2], sep="   ")
-print("\nmodel calls that the prior `sft` (samples of the untrained model) needs before training, over those of all rollouts;")
-print("once a model, kept for other seeds; less of the whole run, since updates call the model too:")
+print(
+    "\nmodel calls that the prior `sft` (samples of the untrained model) needs before training, over those of all rollouts;"
+)
+print(
+    "once a model, kept for other seeds; less of the whole run, since updates call the model too:"
+)
 for preset in ("t2v-tiny", paper.PRESETS["t2v"][0]):
     config = read_config(preset)
     before = len(read_prompts(config.prompts)) * config.prior.samples * config.evaluation.steps
@@ -199,6 +266,7 @@ for preset in ("t2v-tiny", paper.PRESETS["t2v"][0]):
 # ## So which results can be seen here?
 # Every published difference, by what our intervals say. *Seen*: ours has the same sign, and its interval leaves 0 out; *opposite*: the other sign; *cannot be told*: it holds 0. Nothing here is corrected for the number of lines: by chance alone one in twenty leaves 0 out.
 
+
 # %% tags=["nbval-check-output"]
 def found(row):
     if not (row.measure and row.ours.n):
@@ -208,15 +276,34 @@ def found(row):
     return "seen" if row.published * row.ours.mean > 0 else "opposite"
 
 
-every = pd.concat([main, *(paper.beside(name, plan, records, real) for name in ("ablation", "alpha"))])
+every = pd.concat(
+    [main, *(paper.beside(name, plan, records, real) for name in ("ablation", "alpha"))]
+)
 every = every[every["line"].str.contains(" - ")]
-every = every.assign(found=[found(row) for row in every.itertuples()], line=every["line"].str.replace(r"alpha=(\S+) - alpha=.*", r"alpha=\1 - others (published: RAS, ours: BPGO)", regex=True))
+every = every.assign(
+    found=[found(row) for row in every.itertuples()],
+    line=every["line"].str.replace(
+        r"alpha=(\S+) - alpha=.*", r"alpha=\1 - others (published: RAS, ours: BPGO)", regex=True
+    ),
+)
 print(pd.crosstab(every["line"], every["found"]).to_string(), end="\n\n")
 values = {}
 for row in main[main["line"] == "bpgo - grpo"].itertuples():
     mean, low, high = (None if np.isnan(v) else v for v in row.ours[:3])
-    values[f"{row.task} {row.metric}"] = {"published": row.published, "ours": mean, "low": low, "high": high, "n": row.ours.n, "n at paper scale": row.real.n}
-whole = record("paper_tables", values, output, context={"difference": "BPGO - GRPO", "runs": len(records), "real": len(real)})
+    values[f"{row.task} {row.metric}"] = {
+        "published": row.published,
+        "ours": mean,
+        "low": low,
+        "high": high,
+        "n": row.ours.n,
+        "n at paper scale": row.real.n,
+    }
+whole = record(
+    "paper_tables",
+    values,
+    output,
+    context={"difference": "BPGO - GRPO", "runs": len(records), "real": len(real)},
+)
 
 # %% [markdown]
 # ## Summary
@@ -238,7 +325,11 @@ whole = record("paper_tables", values, output, context={"difference": "BPGO - GR
 # **1.** In how many of the published rows of the main tables is each of the three models the best?
 
 # %% tags=["solution", "hide-cell"]
-best = paper.published("main").pivot(index=["task", "metric"], columns="method", values="value").idxmax(axis=1)
+best = (
+    paper.published("main")
+    .pivot(index=["task", "metric"], columns="method", values="value")
+    .idxmax(axis=1)
+)
 print(best.to_string(), best.value_counts().to_string(), sep="\n\n")
 # BPGO in 7, the untrained model in 3, all of them VideoAlign's, GRPO in 1: the one that it is trained on in text-to-image.
 

@@ -47,21 +47,32 @@ for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()
     library.utils.logging.set_verbosity_error()
 folder = tempfile.TemporaryDirectory()
-trainer = Trainer(read_config("t2i-tiny", [f"seed={seed}", "prior.kind=running_mean"]), folder.name, progress=False)
+trainer = Trainer(
+    read_config("t2i-tiny", [f"seed={seed}", "prior.kind=running_mean"]),
+    folder.name,
+    progress=False,
+)
 trainer.iteration = iteration
-prompts, plan, cond, rollout = trainer.collect()  # its steps, what the prompts are encoded to, and all that was drawn
+prompts, plan, cond, rollout = (
+    trainer.collect()
+)  # its steps, what the prompts are encoded to, and all that was drawn
 pixels = trainer.policy.decode(rollout.latents)
 G = trainer.config.group_size
 rewards = trainer.reward(pixels, [p for p in prompts for _ in range(G)]).view(-1, G)
 pixels = pixels.unflatten(0, (-1, G))
 
+
 # %%
-def group_row(i, advantages, axes):  # pictures of group i by reward; framed if pushed up, the wider the more
+def group_row(
+    i, advantages, axes
+):  # pictures of group i by reward; framed if pushed up, the wider the more
     for ax, j in zip(axes, rewards[i].argsort(descending=True), strict=True):
         ax.imshow(pixels[i, j].clamp(0, 1).permute(1, 2, 0))
         ax.set(xticks=[], yticks=[], xlabel=f"{rewards[i, j]:.2f}")
         up = advantages[i, j].item()
-        ax.spines[:].set(visible=up > 0, linewidth=0.5 + 3 * max(0.0, min(up, 2.0)), color="#D55E00")
+        ax.spines[:].set(
+            visible=up > 0, linewidth=0.5 + 3 * max(0.0, min(up, 2.0)), color="#D55E00"
+        )
     axes[0].set_ylabel(prompts[i], rotation=0, ha="right", va="center", fontsize=9)
 
 
@@ -79,6 +90,7 @@ plt.show()  # alt: Three groups of twelve pictures, best reward first; those tha
 #
 # Below, frames show the *effective* advantage, $wA + \beta \tilde A$ (equation 5). On the left the weight of each group by RAS (equation 2); on the right a line a group, its effective advantages against the rewards. Black is the group above. (The prior is the mean of these rewards, what a running mean begins with.)
 
+
 # %%
 def panel(alpha=0.5, kappa=1.0, lam=5.0, beta=0.5, prior=0.57, group=0):
     k = objective.k_from_kappa(kappa, rewards)
@@ -88,11 +100,21 @@ def panel(alpha=0.5, kappa=1.0, lam=5.0, beta=0.5, prior=0.57, group=0):
     group_row(group, found.effective, top.subplots(1, G))
     left, right = bottom.subplots(1, 2)
     shown = ["black" if i == group else "0.75" for i in range(len(prompts))]
-    left.barh(range(len(prompts)), found.weights, color=shown), left.axvline(1, color="black", linestyle=":")
+    (
+        left.barh(range(len(prompts)), found.weights, color=shown),
+        left.axvline(1, color="black", linestyle=":"),
+    )
     left.set_yticks(range(len(prompts)), prompts, fontsize=8)
     for i, colour in enumerate(shown):
         by = rewards[i].argsort()
-        right.plot(rewards[i, by], found.effective[i, by], "o-", color=colour, markersize=3, zorder=3 if i == group else 1)
+        right.plot(
+            rewards[i, by],
+            found.effective[i, by],
+            "o-",
+            color=colour,
+            markersize=3,
+            zorder=3 if i == group else 1,
+        )
     right.axvline(prior, color="black", linestyle="--", linewidth=1)
     plots.labelled(left.set(xlim=(0, 2)) and left, "RAS", "weight of the group")
     plots.labelled(right, "dashed: the prior", "reward (no unit)", "effective advantage")
@@ -101,18 +123,38 @@ def panel(alpha=0.5, kappa=1.0, lam=5.0, beta=0.5, prior=0.57, group=0):
 
 
 if not interactive:
-    settings = {"as in training: alpha 0.5, kappa 1, lambda 5, beta 0.5": {}, "alpha = 0.9, kappa = 5, beta = 0": dict(alpha=0.9, kappa=5.0, beta=0.0)}
+    settings = {
+        "as in training: alpha 0.5, kappa 1, lambda 5, beta 0.5": {},
+        "alpha = 0.9, kappa = 5, beta = 0": dict(alpha=0.9, kappa=5.0, beta=0.0),
+    }
     for name, knobs in settings.items():
-        print(name)  # alt: Pictures of one group framed by effective advantage; weights of eight groups; effective advantage against reward.
-        panel(group=order[-1], prior=rewards.mean().item(), **knobs)  # alt: The same with stronger, sharper RAS and without CRT: weights from 0.1 to 1.8, thinner frames.
+        print(
+            name
+        )  # alt: Pictures of one group framed by effective advantage; weights of eight groups; effective advantage against reward.
+        panel(
+            group=order[-1], prior=rewards.mean().item(), **knobs
+        )  # alt: The same with stronger, sharper RAS and without CRT: weights from 0.1 to 1.8, thinner frames.
 
 # %% tags=["nbval-skip"]
 if interactive:
     from ipywidgets import FloatSlider, IntSlider, interact
 
-    ends = dict(alpha=(0, 1, 0.5), kappa=(0, 10, 1), lam=(0, 50, 5), beta=(0, 2, 0.5), prior=(0.3, 0.9, 0.57))
-    sliders = {k: FloatSlider(v, min=a, max=b, step=(b - a) / 50, continuous_update=False) for k, (a, b, v) in ends.items()}
-    interact(lambda **knobs: panel(**knobs) and None, **sliders, group=IntSlider(order[-1], 0, len(prompts) - 1, continuous_update=False))
+    ends = dict(
+        alpha=(0, 1, 0.5),
+        kappa=(0, 10, 1),
+        lam=(0, 50, 5),
+        beta=(0, 2, 0.5),
+        prior=(0.3, 0.9, 0.57),
+    )
+    sliders = {
+        k: FloatSlider(v, min=a, max=b, step=(b - a) / 50, continuous_update=False)
+        for k, (a, b, v) in ends.items()
+    }
+    interact(
+        lambda **knobs: panel(**knobs) and None,
+        **sliders,
+        group=IntSlider(order[-1], 0, len(prompts) - 1, continuous_update=False),
+    )
 
 # %% [markdown]
 # RAS hardly thins the frames of this group, however strong it is made: its mean is almost the prior. Without CRT ($\beta = 0$) they are thinner. Two other groups are nearly silenced; are they the meaningless ones?
@@ -124,8 +166,12 @@ if interactive:
 prior, o = rewards.mean().item(), trainer.config.objective
 k = objective.k_from_kappa(o.kappa, rewards)
 made = objective.bpgo(rewards, prior, alpha=o.alpha, k=k, lam=o.lam, beta=o.beta)
-STAGES = {"1. rewards": rewards, "2. advantages in the group": objective.group_advantages(rewards),
-          "3. times the group's weight (RAS)": made.main, "4. plus beta times CRT's": made.effective}  # fmt: skip
+STAGES = {
+    "1. rewards": rewards,
+    "2. advantages in the group": objective.group_advantages(rewards),
+    "3. times the group's weight (RAS)": made.main,
+    "4. plus beta times CRT's": made.effective,
+}
 
 
 def stages(group=0, upto=4):
@@ -135,17 +181,25 @@ def stages(group=0, upto=4):
     for ax, (name, values) in zip(axes[0], list(STAGES.items())[:upto], strict=False):
         ax.bar(range(G), values[group, by], color="0.3")
         ax.axhline(0, color="black", linewidth=1)
-        plots.labelled(ax, name, "picture, best reward first", "reward" if values is rewards else "advantage")
+        plots.labelled(
+            ax, name, "picture, best reward first", "reward" if values is rewards else "advantage"
+        )
         if values is not rewards:
             ax.set_ylim(-ends, ends)
-    figure.suptitle(f"{prompts[group]}: prior {prior:.2f}, group mean {rewards[group].mean():.2f}, weight {made.weights[group]:.2f}", fontsize=10)
+    figure.suptitle(
+        f"{prompts[group]}: prior {prior:.2f}, group mean {rewards[group].mean():.2f}, weight {made.weights[group]:.2f}",
+        fontsize=10,
+    )
     for ax in axes[0, upto:]:
         ax.set_axis_off()
     plt.show()
 
 
 if not interactive:  # alt: Bars of one group's rewards, advantages, weighted advantages and effective advantages; here the weight shrinks them.
-    stages(made.weights.argmin().item()), stages(order[-1])  # alt: The same for a group whose weight is about 1: CRT pushes down pictures that lie between group mean and prior.
+    (
+        stages(made.weights.argmin().item()),
+        stages(order[-1]),
+    )  # alt: The same for a group whose weight is about 1: CRT pushes down pictures that lie between group mean and prior.
 
 # %% tags=["nbval-skip"]
 if interactive:
@@ -155,11 +209,17 @@ if interactive:
 # ## From noise to picture
 # Pictures are drawn small, as *latents*, which a decoder turns into pixels. Eight steps walk from noise to latents (here without fresh noise). The decoder shows what each of the nine states holds (above), and what the model expects in the end (below): since $x = (1-\sigma)x_0 + \sigma\varepsilon$ and $v = \varepsilon - x_0$, that is $x_0 = x - \sigma v$. **Before you look:** at which step is the shape settled, at which the colour?
 
+
 # %%
 @torch.no_grad()
 def walk(group):
     one = {name: value[group : group + 1] for name, value in cond.items()}
-    x, seen = torch.randn(1, *trainer.policy.latent_shape(), generator=torch.Generator().manual_seed(seed)), []
+    x, seen = (
+        torch.randn(
+            1, *trainer.policy.latent_shape(), generator=torch.Generator().manual_seed(seed)
+        ),
+        [],
+    )
     for now, then in zip(plan.sigmas, [*plan.sigmas[1:], 0.0], strict=True):
         v = trainer.policy.velocity(x, now, one) if now else torch.zeros_like(x)
         seen.append(torch.cat([trainer.policy.decode(latents) for latents in (x, x - now * v)]))
@@ -168,7 +228,9 @@ def walk(group):
 
 
 def steps(group=0, first=0, last=8):
-    figure = plots.show_pictures(list(walk(group)[:, first : last + 1]), ["what it holds", "what is expected"], 1.0, 0.15)
+    figure = plots.show_pictures(
+        list(walk(group)[:, first : last + 1]), ["what it holds", "what is expected"], 1.0, 0.15
+    )
     for ax, sigma in zip(figure.axes, plan.sigmas[first : last + 1], strict=False):
         ax.set_title(f"sigma {sigma:.2f}", fontsize=8)
     figure.suptitle(str(prompts[group]), fontsize=10)
@@ -176,15 +238,30 @@ def steps(group=0, first=0, last=8):
 
 
 if not interactive:
-    steps(order[0])  # alt: Nine states from noise to picture, and above each what the model expects in the end.
+    steps(
+        order[0]
+    )  # alt: Nine states from noise to picture, and above each what the model expects in the end.
 
 # %% tags=["nbval-skip"]
 if interactive:
-    interact(lambda group, step: steps(group, step, step), group=IntSlider(order[0], 0, len(prompts) - 1), step=IntSlider(0, 0, 8))
+    interact(
+        lambda group, step: steps(group, step, step),
+        group=IntSlider(order[0], 0, len(prompts) - 1),
+        step=IntSlider(0, 0, 8),
+    )
 
 # %% tags=["nbval-check-output"]
-values = {str(p): {"mean": rewards[i].mean().item(), "spread": rewards[i].std().item(), "weight": made.weights[i].item()} for i, p in enumerate(prompts)}
-whole = record("inside_an_iteration", values, output, context={"seed": seed, "iteration": iteration}, rtol=0.05)
+values = {
+    str(p): {
+        "mean": rewards[i].mean().item(),
+        "spread": rewards[i].std().item(),
+        "weight": made.weights[i].item(),
+    }
+    for i, p in enumerate(prompts)
+}
+whole = record(
+    "inside_an_iteration", values, output, context={"seed": seed, "iteration": iteration}, rtol=0.05
+)
 
 # %% [markdown]
 # ## Summary
@@ -199,8 +276,12 @@ whole = record("inside_an_iteration", values, output, context={"seed": seed, "it
 
 # %% tags=["solution", "hide-cell"]
 for scale, at in ((1, prior), (1, 0.9), (10, 10 * prior)):
-    turned = objective.rank_inversions(scale * rewards, objective.crt_rewards(scale * rewards, at, 1.0))
-    print(f"rewards times {scale}, prior {at:.2f}: {turned.mean():.3f} of the pairs are turned round")
+    turned = objective.rank_inversions(
+        scale * rewards, objective.crt_rewards(scale * rewards, at, 1.0)
+    )
+    print(
+        f"rewards times {scale}, prior {at:.2f}: {turned.mean():.3f} of the pairs are turned round"
+    )
 # A prior of 0.9 turns the two worst pictures of the white box: one of them lies 1.1 below it. Ten times the scale turns many.
 
 # %% [markdown] tags=["exercise"]

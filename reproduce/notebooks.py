@@ -38,7 +38,10 @@ from bpgo.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL_TIMEOUT = 3600  # seconds
-FOLDED = {"source_hidden": True, "outputs_hidden": True}  # what JupyterLab does with a solution; the site goes by the tag hide-cell
+FOLDED = {
+    "source_hidden": True,
+    "outputs_hidden": True,
+}  # what JupyterLab does with a solution; the site goes by the tag hide-cell
 YOUR_TURN = "# Your turn: write your answer here, and run it."
 ERROR_LINES = 12  # shown of a failing cell's traceback
 
@@ -60,7 +63,9 @@ class Yaml(yaml.SafeLoader):
 
 
 Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
 )
 
 
@@ -70,7 +75,9 @@ def source(name, root=ROOT):
     path = folder / f"{Path(name).stem}.py"
     if not path.exists():
         known = [other.stem for other in folder.glob("*.py")]
-        raise RequestError(f"there is no notebook {path.stem!r} in {folder}{nearest(path.stem, known)}")
+        raise RequestError(
+            f"there is no notebook {path.stem!r} in {folder}{nearest(path.stem, known)}"
+        )
     return path
 
 
@@ -84,7 +91,9 @@ def read(path):
 
 def parameters(notebook):
     """{name: default} of the cell tagged `parameters`. RequestError where it assigns more than literals."""
-    cell = next((cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())), None)
+    cell = next(
+        (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())), None
+    )
     defaults = {}
     for statement in ast.parse(cell.source).body if cell else ():
         target = getattr(statement, "target", None) or getattr(statement, "targets", [None])[0]
@@ -92,7 +101,9 @@ def parameters(notebook):
             defaults[target.id] = ast.literal_eval(statement.value)
         except (AttributeError, ValueError):
             line = ast.unparse(statement)
-            raise RequestError(f"the parameters cell holds {line!r}: write `name: type = literal`") from None
+            raise RequestError(
+                f"the parameters cell holds {line!r}: write `name: type = literal`"
+            ) from None
     return defaults
 
 
@@ -103,13 +114,17 @@ def check_parameters(given, defaults, name):
     """
     for key, value in given.items():
         if key not in defaults:
-            raise RequestError(f"notebook {name} has no parameter {key!r}{nearest(key, list(defaults))}")
+            raise RequestError(
+                f"notebook {name} has no parameter {key!r}{nearest(key, list(defaults))}"
+            )
         if not _same_type(value, defaults[key]):
             raise RequestError(
                 f"parameter {key} of notebook {name} is given as {value!r}, which is not the type of its "
                 f"default {defaults[key]!r} (values are YAML: -p 'seeds=[0, 1]' -p lr=1e-4)"
             )
-    return {key: float(value) if type(defaults[key]) is float else value for key, value in given.items()}
+    return {
+        key: float(value) if type(defaults[key]) is float else value for key, value in given.items()
+    }
 
 
 def execute(name, notebook, output, given=None, timeout=CELL_TIMEOUT):
@@ -136,8 +151,13 @@ def execute(name, notebook, output, given=None, timeout=CELL_TIMEOUT):
     except CellTimeoutError as error:
         report = str(error).splitlines()
     except DeadKernelError:
-        ran = [cell for cell in nbformat.read(output, 4).cells if cell.metadata.papermill.start_time]
-        report = ["the kernel died (out of memory?) in the cell", ran[-1].source if ran else "(before any)"]
+        ran = [
+            cell for cell in nbformat.read(output, 4).cells if cell.metadata.papermill.start_time
+        ]
+        report = [
+            "the kernel died (out of memory?) in the cell",
+            ran[-1].source if ran else "(before any)",
+        ]
     finally:
         _forget_input(output)
     print(f"notebook {name} failed:", *report, sep="\n", file=sys.stderr)
@@ -151,13 +171,17 @@ def build(options):
         started = time.monotonic()
         notebook, target = read(path), path.with_suffix(".ipynb")
         with tempfile.TemporaryDirectory() as folder:
-            executed = execute(path.stem, notebook, Path(folder) / target.name, timeout=options.timeout)
+            executed = execute(
+                path.stem, notebook, Path(folder) / target.name, timeout=options.timeout
+            )
         if executed is None:
             failed = 1
             continue
         for cell in executed.cells:
             tags = cell.metadata.get("tags")
-            cell.metadata = ({"tags": tags} if tags else {}) | ({"jupyter": FOLDED} if "solution" in (tags or ()) else {})
+            cell.metadata = ({"tags": tags} if tags else {}) | (
+                {"jupyter": FOLDED} if "solution" in (tags or ()) else {}
+            )
         executed.metadata = {"kernelspec": notebook.metadata.kernelspec}
         shrink_pictures(executed)
         write_atomic(target, nbformat.writes(executed) + "\n")
@@ -170,7 +194,9 @@ def shrink_pictures(notebook):
     """Store the figures with a palette of 256 colours: less than half the size, and the same to the eye."""
     for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
         if "image/png" in output.get("data", {}):
-            figure = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
+            figure = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert(
+                "RGB"
+            )
             small = io.BytesIO()
             figure.quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
             output.data["image/png"] = base64.b64encode(small.getvalue()).decode() + "\n"
@@ -180,7 +206,9 @@ def run(options):
     """Execute a copy of one notebook. It has succeeded when it leaves a record in its parameter `output`."""
     path, output = source(options.name, options.root), options.output
     if output.suffix != ".ipynb" or output.resolve().parent == path.resolve().parent:
-        raise RequestError(f"OUTPUT is {output}: give an .ipynb outside {path.parent}, where the sources are")
+        raise RequestError(
+            f"OUTPUT is {output}: give an .ipynb outside {path.parent}, where the sources are"
+        )
     notebook = read(path)
     given = check_parameters(dict(options.given), parameters(notebook), path.stem)
     with locked(output.with_name(f".{output.stem}.lock")):
@@ -191,7 +219,10 @@ def run(options):
             return 1
         records = Path(given.get("output") or output.parent).glob("*.json")
         if given.get("output") and not any(record.stat().st_mtime >= started for record in records):
-            print(f"notebook {path.stem} ended but left no record in {given['output']}", file=sys.stderr)
+            print(
+                f"notebook {path.stem} ended but left no record in {given['output']}",
+                file=sys.stderr,
+            )
             return 1
         print(f"{output}: {time.time() - started:.0f} s", flush=True)
     return 0
@@ -221,7 +252,10 @@ def check(options):
 
 def drift(path):
     """How the .ipynb beside a script differs from it, in one line; None where it does not."""
-    built, remedy = path.with_suffix(".ipynb"), f"run: python reproduce/notebooks.py build {path.stem}"
+    built, remedy = (
+        path.with_suffix(".ipynb"),
+        f"run: python reproduce/notebooks.py build {path.stem}",
+    )
     if not built.exists():
         return f"{built.name} does not exist; {remedy}"
     here, there = (
@@ -231,7 +265,11 @@ def drift(path):
     if here == there:
         return None
     same = next((i for i, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), None)
-    where = f"at cell c{same:02}" if same is not None else f"in length ({len(here)} and {len(there)} cells)"
+    where = (
+        f"at cell c{same:02}"
+        if same is not None
+        else f"in length ({len(here)} and {len(there)} cells)"
+    )
     return f"{path.name} and {built.name} differ {where}; {remedy}"
 
 
@@ -244,7 +282,9 @@ def locked(path):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            print(f"waiting for process {file.read()}, which is at work in {path.parent}", flush=True)
+            print(
+                f"waiting for process {file.read()}, which is at work in {path.parent}", flush=True
+            )
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -255,11 +295,17 @@ def locked(path):
 def nearest(word, known):
     """The end of an error message: the known name that `word` may have meant, or all of them."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f": did you mean {near[0]!r}?" if near else f": there are {', '.join(sorted(known)) or 'none'}"
+    return (
+        f": did you mean {near[0]!r}?"
+        if near
+        else f": there are {', '.join(sorted(known)) or 'none'}"
+    )
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--root", type=Path, default=ROOT, help="the folder that holds notebooks/")
     verbs = parser.add_subparsers(required=True, metavar="build | run | check | students")
     for verb in (build, run, check, students):
@@ -268,14 +314,24 @@ def main(arguments=None):
         if verb is run:
             command.add_argument("name", metavar="NAME")
             command.add_argument("output", type=Path, metavar="OUTPUT.ipynb")
-            command.add_argument("-p", dest="given", metavar="KEY=VALUE", type=_assignment, action="append")
+            command.add_argument(
+                "-p", dest="given", metavar="KEY=VALUE", type=_assignment, action="append"
+            )
             command.set_defaults(given=[])
         else:
             command.add_argument("names", nargs="*", metavar="NAME", help="all where none is given")
         if verb is students:
-            command.add_argument("--to", type=Path, metavar="FOLDER", default=Path("runs/students"), help="(%(default)s)")
+            command.add_argument(
+                "--to",
+                type=Path,
+                metavar="FOLDER",
+                default=Path("runs/students"),
+                help="(%(default)s)",
+            )
         if verb in (build, run):
-            command.add_argument("--timeout", type=int, default=CELL_TIMEOUT, help="seconds a cell may take")
+            command.add_argument(
+                "--timeout", type=int, default=CELL_TIMEOUT, help="seconds a cell may take"
+            )
     options = parser.parse_args(arguments)
     try:
         return options.verb(options)

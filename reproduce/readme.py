@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from bpgo.analysis import evidence
 from bpgo.config import read_config
 from bpgo.files import write_atomic
-from bpgo.preflight import Launch, preflight, read_launch
+from bpgo.preflight.report import Launch, preflight, read_launch
+from reproduce.analysis import evidence
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "reproduce/results/foundations"
@@ -26,7 +26,9 @@ STUDY = "reproduce/results/study"
 def picture(root):
     """The samples before and after training that notebook 02 left for the first seed."""
     alt = "Rows of pictures for prompts of rising ambiguity, before training and after each of the four objectives"
-    caption = "Same noise, same start: the shipped tiny FLUX before and after 100 iterations (seed 0)."
+    caption = (
+        "Same noise, same start: the shipped tiny FLUX before and after 100 iterations (seed 0)."
+    )
     return f"![{alt}]({RESULTS}/{SEED}/samples.png)\n\n*{caption}*"
 
 
@@ -52,8 +54,17 @@ def video_picture(root):
 
 def video(root):
     """The table over seeds of both video tasks; nothing where there is none."""
-    place, said = root / VIDEO / "table.md", f"{_iterations(root)} iterations of 8 prompts x 8 clips on the tiny Wan, from the same start."
-    return _folded("Video: the same, with motion, looks and flicker", f"{said} {place.read_text().strip()}") if place.exists() else ""
+    place, said = (
+        root / VIDEO / "table.md",
+        f"{_iterations(root)} iterations of 8 prompts x 8 clips on the tiny Wan, from the same start.",
+    )
+    return (
+        _folded(
+            "Video: the same, with motion, looks and flicker", f"{said} {place.read_text().strip()}"
+        )
+        if place.exists()
+        else ""
+    )
 
 
 def study(root):
@@ -70,25 +81,53 @@ def study(root):
     short = [f"| claim | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
     full = ["| claim | task | what was found | n |", "|---|---|---|---|"]
     for (claim, says), rows in table.groupby(["claim", "says"], sort=False):
-        cells = {row.task: row.verdict.replace("does not hold", "no") + f" ({row.n})" * bool(row.n) for row in rows.itertuples()}
-        short.append(f"| {claim}, {says} | " + " | ".join(cells.get(task, "") for task in tasks) + " |")
-        found = [(row.task, row.finding and row.finding[0].upper() + row.finding[1:], row.n or "") for row in rows.itertuples()]
+        cells = {
+            row.task: row.verdict.replace("does not hold", "no") + f" ({row.n})" * bool(row.n)
+            for row in rows.itertuples()
+        }
+        short.append(
+            f"| {claim}, {says} | " + " | ".join(cells.get(task, "") for task in tasks) + " |"
+        )
+        found = [
+            (row.task, row.finding and row.finding[0].upper() + row.finding[1:], row.n or "")
+            for row in rows.itertuples()
+        ]
         full += [f"| {claim} | {task} | {finding} | {n} |" for task, finding, n in found]
-    numbers = _folded("What was found, with 95 % intervals", f"Also in `{STUDY}/claims.csv`.\n\n" + "\n".join(full))
+    numbers = _folded(
+        "What was found, with 95 % intervals",
+        f"Also in `{STUDY}/claims.csv`.\n\n" + "\n".join(full),
+    )
     return f"{said}\n\n" + "\n".join(short) + f"\n\n{numbers}"
 
 
 def recipes(root):
     """What each preset of a published model needs, by preflight's reckoning."""
-    rate, lines = 400, ["| preset | launched on | memory a GPU | seconds an iteration | GPU hours in all |", "|---|---|---|---|---|"]
+    rate, lines = (
+        400,
+        [
+            "| preset | launched on | memory a GPU | seconds an iteration | GPU hours in all |",
+            "|---|---|---|---|---|",
+        ],
+    )
     for place in sorted((root / "reproduce" / "presets").glob("*.yaml")):
         if "-tiny" not in place.stem and "-digits" not in place.stem:
             sharding = re.search(r"--config_file (\S+)", place.read_text())
             launch = read_launch(root / sharding[1]) if sharding else Launch()
-            text = preflight(read_config(place), launch=launch, device_bytes=80 * 10**9, rate=rate * 1e12).text
-            needs, seconds, hours = (re.search(p, text)[1] for p in (r"needs (\S+ \S+) of", r"(\S+) s an iteration", r"(\S+) in all"))
-            how = f"{launch.processes} GPUs, {'sharded' if launch.sharded else 'copies'}" if sharding else "1 GPU, with offloading"
-            lines.append(f"| `{place.stem}` | {how} | {needs} | {float(seconds):.0f} | {float(hours):.0f} |")
+            text = preflight(
+                read_config(place), launch=launch, device_bytes=80 * 10**9, rate=rate * 1e12
+            ).text
+            needs, seconds, hours = (
+                re.search(p, text)[1]
+                for p in (r"needs (\S+ \S+) of", r"(\S+) s an iteration", r"(\S+) in all")
+            )
+            how = (
+                f"{launch.processes} GPUs, {'sharded' if launch.sharded else 'copies'}"
+                if sharding
+                else "1 GPU, with offloading"
+            )
+            lines.append(
+                f"| `{place.stem}` | {how} | {needs} | {float(seconds):.0f} | {float(hours):.0f} |"
+            )
     said = f"By `python -m bpgo preflight PRESET`, at 40 % of {rate} TFLOP/s, decoding and rewards not counted. Not measured: no GPU."
     return f"{said}\n\n" + "\n".join(lines)
 
@@ -100,10 +139,20 @@ def _folded(title, text):
 
 def _iterations(root):
     profile = yaml.safe_load((root / "reproduce/video.yaml").read_text())
-    return " and ".join(str(profile[task]["parameters"]["iterations"]) for task in ("text_to_video", "image_to_video"))
+    return " and ".join(
+        str(profile[task]["parameters"]["iterations"])
+        for task in ("text_to_video", "image_to_video")
+    )
 
 
-MARKS = {"picture": picture, "results": results, "video picture": video_picture, "video": video, "study": study, "recipes": recipes}
+MARKS = {
+    "picture": picture,
+    "results": results,
+    "video picture": video_picture,
+    "video": video,
+    "study": study,
+    "recipes": recipes,
+}
 
 
 def filled(text, root):
@@ -119,8 +168,14 @@ def filled(text, root):
 
 
 def main(words=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the README is out of date")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit code 1 if the README is out of date",
+    )
     options = parser.parse_args(words)
     readme = ROOT / "README.md"
     old = readme.read_text()

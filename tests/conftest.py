@@ -6,8 +6,6 @@ nbval compares exact strings (in cells tagged `nbval-check-output`), which no tr
 """
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +15,6 @@ try:
     from nbval.plugin import IPyNbCell
 except ImportError:  # then no notebook is collected, and there is nothing to compare
     IPyNbCell = None
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "reproduce"))  # its scripts are modules here
 
 
 def _split(outputs):
@@ -66,11 +62,13 @@ def tiny_folder(tmp_path_factory):
     from diffusers import AutoencoderKL
 
     from bpgo.files import SHIPPED
-    from bpgo.shapes import tiny
+    from bpgo.worlds.pretrain import architectures as tiny
 
     folder = tmp_path_factory.mktemp("models") / "flux"
     torch.manual_seed(0)
-    tiny.flux_pipeline(AutoencoderKL.from_pretrained(SHIPPED / "tiny-autoencoder", dtype=torch.float32)).save_pretrained(folder)
+    tiny.flux_pipeline(
+        AutoencoderKL.from_pretrained(SHIPPED / "tiny-autoencoder", dtype=torch.float32)
+    ).save_pretrained(folder)
     return folder
 
 
@@ -80,7 +78,7 @@ def clip_folder(tmp_path_factory):
     import torch
     from transformers import CLIPImageProcessorPil
 
-    from bpgo.shapes import tiny
+    from bpgo.worlds.pretrain import architectures as tiny
 
     folder, tokenizer = tmp_path_factory.mktemp("models") / "clip", tiny.clip_tokenizer()
     torch.manual_seed(1)
@@ -97,7 +95,7 @@ def image_reward_folder(tmp_path_factory):
     from safetensors.torch import save_file
 
     from bpgo.rewards.image_reward import ImageReward
-    from bpgo.shapes import tiny
+    from bpgo.worlds.pretrain import architectures as tiny
 
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(2)
@@ -113,25 +111,59 @@ def image_reward_folder(tmp_path_factory):
 def _tiny_wan(folder, images):
     """A Wan pipeline folder as published: one transformer for text-to-video, two experts for image-to-video."""
     import torch
-    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
+    from diffusers import (
+        AutoencoderKLWan,
+        UniPCMultistepScheduler,
+        WanImageToVideoPipeline,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
     from transformers import UMT5Config, UMT5EncoderModel
 
-    from bpgo.shapes import tiny
+    from bpgo.worlds.pretrain import architectures as tiny
 
     torch.manual_seed(3)
     tokenizer = tiny.t5_tokenizer()
-    shape = dict(num_attention_heads=2, attention_head_dim=12, in_channels=12 if images else 4, out_channels=4, text_dim=32,
-                 freq_dim=32, ffn_dim=48, num_layers=2, rope_max_seq_len=32)  # fmt: skip
+    shape = dict(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=12 if images else 4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=48,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
     parts = dict(
         tokenizer=tokenizer,
-        text_encoder=UMT5EncoderModel(UMT5Config(
-            vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.0)),
+        text_encoder=UMT5EncoderModel(
+            UMT5Config(
+                vocab_size=len(tokenizer),
+                d_model=32,
+                d_kv=8,
+                d_ff=64,
+                num_layers=2,
+                num_heads=4,
+                dropout_rate=0.0,
+            )
+        ),
         vae=AutoencoderKLWan(
-            base_dim=4, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True], scale_factor_spatial=4,
-            scale_factor_temporal=4, latents_mean=[0.3, -0.2, 0.1, 0.5], latents_std=[0.8, 1.5, 1.1, 0.6]),
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 2, 2],
+            num_res_blocks=1,
+            temperal_downsample=[True, True],
+            scale_factor_spatial=4,
+            scale_factor_temporal=4,
+            latents_mean=[0.3, -0.2, 0.1, 0.5],
+            latents_std=[0.8, 1.5, 1.1, 0.6],
+        ),
         transformer=WanTransformer3DModel(**shape),
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-    )  # fmt: skip
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    )
     if images:
         parts |= dict(transformer_2=WanTransformer3DModel(**shape), boundary_ratio=0.9)
     for name in {"transformer", "transformer_2"} & set(parts):

@@ -15,9 +15,20 @@ import time
 from functools import partial
 from pathlib import Path
 
-HEAVY = ["torch", "accelerate", "peft", "tqdm.auto", "diffusers.training_utils", "diffusers.pipelines.flux.pipeline_flux",
-         "diffusers.pipelines.wan.pipeline_wan", "diffusers.pipelines.wan.pipeline_wan_i2v", "transformers.models.clip.modeling_clip",
-         "transformers.models.t5.modeling_t5", "transformers.models.umt5.modeling_umt5", "bpgo.trainer"]  # fmt: skip
+HEAVY = [
+    "torch",
+    "accelerate",
+    "peft",
+    "tqdm.auto",
+    "diffusers.training_utils",
+    "diffusers.pipelines.flux.pipeline_flux",
+    "diffusers.pipelines.wan.pipeline_wan",
+    "diffusers.pipelines.wan.pipeline_wan_i2v",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.t5.modeling_t5",
+    "transformers.models.umt5.modeling_umt5",
+    "bpgo.trainer",
+]
 LIMIT = 180  # seconds
 
 
@@ -39,13 +50,17 @@ def together(count, arguments, log, *disturbances):
     """
     from torch.distributed import TCPStore
 
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they meet, at a port that is held from the start
+    store = TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )  # where they meet, at a port that is held from the start
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(HEAVY)
     logs = [Path(f"{log}-{rank}") for rank in range(count)]
     ranks = [partial(rank_of, rank, count, store.port) for rank in range(count)]
     processes = [
-        server.Process(target=_main, args=(list(map(str, arguments)), str(file), (rank, *disturbances)))
+        server.Process(
+            target=_main, args=(list(map(str, arguments)), str(file), (rank, *disturbances))
+        )
         for rank, file in zip(ranks, logs, strict=True)
     ]
     for process in processes:
@@ -57,9 +72,16 @@ def together(count, arguments, log, *disturbances):
     for process in late:
         process.kill()
         process.join()
-    found = [(process.exitcode, file.read_text()) for process, file in zip(processes, logs, strict=True)]
+    found = [
+        (process.exitcode, file.read_text()) for process, file in zip(processes, logs, strict=True)
+    ]
     if any(code for code, _ in found):
-        print("".join(f"--- process {rank} ended with {code} and said:\n{said}\n" for rank, (code, said) in enumerate(found)))
+        print(
+            "".join(
+                f"--- process {rank} ended with {code} and said:\n{said}\n"
+                for rank, (code, said) in enumerate(found)
+            )
+        )
     assert not late, f"{len(late)} of {count} processes did not end in {LIMIT} seconds"
     return found
 
@@ -67,10 +89,22 @@ def together(count, arguments, log, *disturbances):
 def rank_of(rank, count, port):
     """What `accelerate launch` sets for process number `rank` of `count`, on CPUs. They meet at the launcher's store, as torchrun's do."""
     if count > 1:
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+        names = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+            "MASTER_PORT": port,
+        }
         os.environ |= {name: str(value) for name, value in names.items()}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-        os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}  # not the network of a container, whose name may lead anywhere
+        os.environ |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "ACCELERATE_USE_CPU": "true",
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
+        os.environ |= {
+            "GLOO_SOCKET_IFNAME": "lo"
+        }  # not the network of a container, whose name may lead anywhere
 
 
 def _main(arguments, log, disturbances):

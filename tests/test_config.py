@@ -11,13 +11,26 @@ import yaml
 
 from bpgo import config as settings
 from bpgo.__main__ import main
-from bpgo.config import PRESETS, Config, ConfigError, build_config, differences, flatten, read_config, to_dict
+from bpgo.config import (
+    PRESETS,
+    Config,
+    ConfigError,
+    build_config,
+    differences,
+    flatten,
+    read_config,
+    to_dict,
+)
 from bpgo.generators import load_generator
 from bpgo.objective import OBJECTIVES
 from bpgo.rewards import REWARDS
 from bpgo.sde import SCHEDULES
 
-SMALLEST = {"generator": {"path": "tiny-flux"}, "reward": {"name": "clip"}, "prompts": "prompts.txt"}
+SMALLEST = {
+    "generator": {"path": "tiny-flux"},
+    "reward": {"name": "clip"},
+    "prompts": "prompts.txt",
+}
 KNOWN_PRESETS = sorted(PRESETS.glob("*.yaml"))
 
 
@@ -34,7 +47,9 @@ def test_every_preset_is_read_by_name_and_by_file(file):
     assert isinstance(config, Config)
     assert config == read_config(file)
     assert build_config(to_dict(config)) == config
-    assert build_config(json.loads(json.dumps(to_dict(config)))) == config  # as a run's folder keeps it
+    assert (
+        build_config(json.loads(json.dumps(to_dict(config)))) == config
+    )  # as a run's folder keeps it
     tree = yaml.safe_load(file.read_text())
     assert config.generator.path == tree["generator"]["path"]
     assert config.group_size == tree.get("group_size", 12)
@@ -46,12 +61,20 @@ def test_there_are_presets():
 
 def test_the_tiny_preset_names_what_is_shipped(tmp_path):
     config = read_config("t2i-tiny")
-    load_generator(config.generator.path, height=config.generator.height, width=config.generator.width)
-    assert (config.group_size, config.prior.kind, config.objective.alpha) == (12, "running_mean", 0.5)  # the paper's
+    load_generator(
+        config.generator.path, height=config.generator.height, width=config.generator.width
+    )
+    assert (config.group_size, config.prior.kind, config.objective.alpha) == (
+        12,
+        "running_mean",
+        0.5,
+    )  # the paper's
 
 
 def test_a_missing_preset_is_refused_with_those_there_are():
-    with pytest.raises(FileNotFoundError, match=r"no preset 't2i-tinny': give a YAML file or one of .*t2i-tiny"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no preset 't2i-tinny': give a YAML file or one of .*t2i-tiny"
+    ):
         read_config("t2i-tinny")
 
 
@@ -86,13 +109,19 @@ def test_an_unknown_key_is_refused_with_the_nearest(preset, override, says):
         ("objective.alpha=[1]", "objective.alpha = [1]"),
         ("objective.clip_range=0", "objective.clip_range = 0: Input should be greater than 0"),
         ("objective.name=ppo", "'grpo', 'ras', 'crt', 'bpgo' or 'bgpo'"),
-        ("optimiser.learning_rate=.inf", "optimiser.learning_rate = inf: Input should be a finite number"),
+        (
+            "optimiser.learning_rate=.inf",
+            "optimiser.learning_rate = inf: Input should be a finite number",
+        ),
         ("optimiser.learning_rate=-1e-4", "optimiser.learning_rate = "),
         ("optimiser.ema_decay=1", "optimiser.ema_decay = 1: Input should be less than 1"),
         ("optimiser.updates=3", "groups=8 cannot be split over optimiser.updates=3"),
         ("prior.kind=constant", "prior.value goes with prior.kind=constant"),
         ("prior.value=1.0", "prior.value goes with prior.kind=constant"),
-        ("prior={kind: constant, value: .inf}", "prior.value = inf: Input should be a finite number"),
+        (
+            "prior={kind: constant, value: .inf}",
+            "prior.value = inf: Input should be a finite number",
+        ),
         ("generator=tiny-flux", "generator = 'tiny-flux'"),
         ("generator.lora_rank=-1", "generator.lora_rank = -1"),
         ("sampling.shift=0", "sampling.shift = 0"),
@@ -124,13 +153,20 @@ def test_what_has_no_default_must_be_given(tmp_path):
     with pytest.raises(ConfigError) as refused:
         read_config(tmp_path / "empty.yaml")
     assert [line for line in str(refused.value).splitlines()] == [
-        "generator must be given", "reward must be given", "prompts must be given",
-    ]  # fmt: skip
+        "generator must be given",
+        "reward must be given",
+        "prompts must be given",
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("- 1\n- 2\n", "holds no settings"), ("words", "holds no settings"), ("a: [1\nb: 2", "is not YAML"), ("\tx", "is not YAML")],
+    [
+        ("- 1\n- 2\n", "holds no settings"),
+        ("words", "holds no settings"),
+        ("a: [1\nb: 2", "is not YAML"),
+        ("\tx", "is not YAML"),
+    ],
 )
 def test_a_file_that_is_no_preset_is_refused_by_name(tmp_path, text, says):
     file = tmp_path / "broken.yaml"
@@ -146,14 +182,28 @@ def test_a_file_that_is_no_preset_is_refused_by_name(tmp_path, text, says):
 def test_overrides_are_yaml_at_any_depth_and_the_last_one_holds(preset):
     config = read_config(
         preset,
-        ["objective.alpha=0.3", "evaluation.held_out.name=image_reward", "evaluation.held_out.path=tiny-held-out",
-         "optimiser={learning_rate: 1e-3, updates: 2}", "optimiser.learning_rate=2e-3", "generator.lora_alpha=null",
-         "iterations=7", "iterations=9", "evaluation.oracle=true"],
-    )  # fmt: skip
+        [
+            "objective.alpha=0.3",
+            "evaluation.held_out.name=image_reward",
+            "evaluation.held_out.path=tiny-held-out",
+            "optimiser={learning_rate: 1e-3, updates: 2}",
+            "optimiser.learning_rate=2e-3",
+            "generator.lora_alpha=null",
+            "iterations=7",
+            "iterations=9",
+            "evaluation.oracle=true",
+        ],
+    )
     assert config.objective.alpha == 0.3
-    assert [(held.name, held.path) for held in config.evaluation.held_out] == [("image_reward", "tiny-held-out")]
+    assert [(held.name, held.path) for held in config.evaluation.held_out] == [
+        ("image_reward", "tiny-held-out")
+    ]
     assert (config.optimiser.learning_rate, config.optimiser.updates) == (2e-3, 2)
-    assert (config.generator.lora_alpha, config.iterations, config.evaluation.oracle) == (None, 9, True)
+    assert (config.generator.lora_alpha, config.iterations, config.evaluation.oracle) == (
+        None,
+        9,
+        True,
+    )
     assert read_config("t2i-tiny", ["evaluation.held_out=null"]).evaluation.held_out == []
 
 
@@ -188,7 +238,10 @@ def test_overrides_do_not_change_the_file(preset):
 
 
 def test_differences_name_the_keys():
-    old, new = (to_dict(build_config(SMALLEST | {"objective": {"alpha": a}, "seed": s})) for a, s in ((0.5, 0), (0.25, 1)))
+    old, new = (
+        to_dict(build_config(SMALLEST | {"objective": {"alpha": a}, "seed": s}))
+        for a, s in ((0.5, 0), (0.25, 1))
+    )
     assert differences(old, new) == ["objective.alpha: 0.5 -> 0.25", "seed: 0 -> 1"]
     assert differences(old, old) == []
     assert differences({"a": {"b": 1}}, {"a": None}) == ["a: {'b': 1} -> None"]
@@ -213,13 +266,27 @@ def test_every_setting_is_listed_with_its_meaning(capsys):
     lines = capsys.readouterr().out.splitlines()
     listed = dict(line.split(None, 1) for line in lines)
     assert set(listed) == set(leaves(Config)) == set(flatten(Config))
-    assert {"objective.alpha", "evaluation.held_out.path", "generator.lora_rank", "seed"} <= listed.keys()
-    assert all(len(meaning) > 5 for meaning in listed.values()), {k: v for k, v in listed.items() if len(v) <= 5}
-    assert len({line.index(meaning) for line, meaning in zip(lines, listed.values(), strict=True)}) == 1, "not in two columns"
+    assert {
+        "objective.alpha",
+        "evaluation.held_out.path",
+        "generator.lora_rank",
+        "seed",
+    } <= listed.keys()
+    assert all(len(meaning) > 5 for meaning in listed.values()), {
+        k: v for k, v in listed.items() if len(v) <= 5
+    }
+    assert (
+        len({line.index(meaning) for line, meaning in zip(lines, listed.values(), strict=True)})
+        == 1
+    ), "not in two columns"
 
 
 def test_what_the_settings_name_is_what_there_is():
-    known = {f.name: str(f.type).replace("'", '"') for kind in (settings.Objective, settings.Sampling) for f in dataclasses.fields(kind)}
+    known = {
+        f.name: str(f.type).replace("'", '"')
+        for kind in (settings.Objective, settings.Sampling)
+        for f in dataclasses.fields(kind)
+    }
     assert set(re.findall(r'"([\w-]+)"', known["name"])) == set(OBJECTIVES)
     assert set(re.findall(r'"([\w-]+)"', known["schedule"])) == set(SCHEDULES)
     named = re.findall(r"[a-z]\w+(?=, )", flatten(Config)["reward.name"].partition(": ")[2])
@@ -238,8 +305,14 @@ def test_what_the_settings_name_is_what_there_is():
         (["train", "t2i-tiny", "--output", "{out}", "group_size=1"], "group_size = 1"),
         (["train", "t2i-tiny", "--output", "{out}", "objective.alpha"], "write key=value"),
         (["train", "t2i-tiny", "--output", "{out}", "reward.name=clipp"], "did you mean 'clip'"),
-        (["train", "t2i-tiny", "--output", "{out}", "generator.path=nowhere/at/all"], "'nowhere/at/all' is no folder"),
-        (["pretrain", "fluks", "--output", "{out}"], "unknown stage 'fluks'; stages are autoencoder, flux"),
+        (
+            ["train", "t2i-tiny", "--output", "{out}", "generator.path=nowhere/at/all"],
+            "'nowhere/at/all' is no folder",
+        ),
+        (
+            ["pretrain", "fluks", "--output", "{out}"],
+            "unknown stage 'fluks'; stages are autoencoder, flux",
+        ),
         (["bench", "t2i-tiny", "objective.alfa=1"], "did you mean 'objective.alpha'"),
     ],
 )
@@ -275,7 +348,9 @@ def test_a_wrong_command_is_refused_with_the_usage(arguments, says, capsys):
 
 def test_from_a_shell():
     command = [sys.executable, "-m", "bpgo"]
-    wrong = subprocess.run([*command, "train", "t2i-tiny", "--output", "x", "seeed=1"], capture_output=True, text=True)
+    wrong = subprocess.run(
+        [*command, "train", "t2i-tiny", "--output", "x", "seeed=1"], capture_output=True, text=True
+    )
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "bpgo train: unknown setting 'seeed': did you mean 'seed'?\n"
     right = subprocess.run([*command, "settings"], capture_output=True, text=True)
@@ -283,12 +358,22 @@ def test_from_a_shell():
 
 
 def test_a_range_without_a_window_is_refused():
-    with pytest.raises(ConfigError, match=r"sampling: window_range says where sampling\.window may lie"):
+    with pytest.raises(
+        ConfigError, match=r"sampling: window_range says where sampling\.window may lie"
+    ):
         read_config("t2v-tiny", ["sampling.window=null", "sampling.window_range=[0, 4]"])
-    assert read_config("t2v-tiny", ["sampling.window=3", "sampling.window_range=[1, 6]"]).sampling.window_range == (1, 6)
+    assert read_config(
+        "t2v-tiny", ["sampling.window=3", "sampling.window_range=[1, 6]"]
+    ).sampling.window_range == (1, 6)
 
 
 def test_the_sharpness_of_ras_has_one_source():
-    with pytest.raises(ConfigError, match=r"prior.kind=empirical_bayes works out the sharpness of RAS itself: set objective.kappa=null"):
+    with pytest.raises(
+        ConfigError,
+        match=r"prior.kind=empirical_bayes works out the sharpness of RAS itself: set objective.kappa=null",
+    ):
         read_config("t2i-tiny", ["prior.kind=empirical_bayes"])
-    assert read_config("t2i-tiny", ["prior.kind=empirical_bayes", "objective.kappa=null"]).prior.kind == "empirical_bayes"
+    assert (
+        read_config("t2i-tiny", ["prior.kind=empirical_bayes", "objective.kappa=null"]).prior.kind
+        == "empirical_bayes"
+    )

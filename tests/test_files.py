@@ -76,7 +76,17 @@ def test_the_names_of_published_models_are_hub_ids(elsewhere, hub_id):
 
 @pytest.mark.parametrize(
     "name",
-    ["tiny-c", "./owner/name", "/no/such", "/no", "~/no-such", "../name", "a/b/c", "prompts/mine.txt", "runs/weights.safetensors"],
+    [
+        "tiny-c",
+        "./owner/name",
+        "/no/such",
+        "/no",
+        "~/no-such",
+        "../name",
+        "a/b/c",
+        "prompts/mine.txt",
+        "runs/weights.safetensors",
+    ],
 )
 def test_what_can_be_none_of_these_is_refused_with_the_names_that_are_shipped(elsewhere, name):
     with pytest.raises(FileNotFoundError, match=r"tiny-a, tiny-b") as refusal:
@@ -98,7 +108,11 @@ def test_without_shipped_checkpoints_the_refusal_says_so(elsewhere):
 # ------------------------------------------------------------------------------------ safetensors
 
 
-TENSORS = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.zeros(0, np.float32), "c": np.ones(5, np.int64)}
+TENSORS = {
+    "a": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "b": np.zeros(0, np.float32),
+    "c": np.ones(5, np.int64),
+}
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +171,17 @@ def test_garbage_is_refused(tmp_path, content):
 
 @pytest.mark.parametrize(
     "header",
-    ["1", "[]", "null", '"text"', '{"a": 1}', '{"a": {}}', '{"a": {"data_offsets": 3}}', '{"a": {"data_offsets": [0, "x"]}}', "[" * 30],
+    [
+        "1",
+        "[]",
+        "null",
+        '"text"',
+        '{"a": 1}',
+        '{"a": {}}',
+        '{"a": {"data_offsets": 3}}',
+        '{"a": {"data_offsets": [0, "x"]}}',
+        "[" * 30,
+    ],
 )
 def test_json_that_is_no_header_is_refused(tmp_path, header):
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode())
@@ -166,7 +190,9 @@ def test_json_that_is_no_header_is_refused(tmp_path, header):
 
 
 def test_a_pointer_left_by_git_lfs_is_refused(tmp_path):
-    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12345\n"
+    pointer = (
+        "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12345\n"
+    )
     (tmp_path / "model.safetensors").write_text(pointer)
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         check_safetensors(tmp_path)
@@ -247,7 +273,13 @@ def test_a_write_that_the_disk_refuses_halfway_keeps_the_old_file(tmp_path, old)
         place.write_text(old)
     root = Path(files.__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-c", LIMITED, place], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, place],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
     assert done.stdout.startswith("refused:"), done.stderr
     assert os.listdir(tmp_path) == (["state.bin"] if old else [])
     assert not old or place.read_text() == old
@@ -268,7 +300,12 @@ while True:
 def test_a_reader_sees_a_whole_file_at_any_moment_and_so_does_one_after_a_kill(tmp_path):
     place = tmp_path / "state.txt"
     environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).resolve().parents[1])}
-    writer = subprocess.Popen([sys.executable, "-c", ENDLESS, place, "ab"], stdout=subprocess.PIPE, text=True, env=environment)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, place, "ab"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     try:
         assert writer.stdout.readline() == "writing\n"
         while not place.exists():

@@ -14,9 +14,17 @@ from bpgo.sde import sigma_grid
 
 PROMPTS = ["a red circle", "a small crimson box at the top", "a shape"]
 PUBLISHED = dict(
-    patch_size=1, in_channels=64, num_layers=19, num_single_layers=38, attention_head_dim=128, num_attention_heads=24,
-    joint_attention_dim=4096, pooled_projection_dim=768, guidance_embeds=True, axes_dims_rope=(16, 56, 56),
-)  # fmt: skip
+    patch_size=1,
+    in_channels=64,
+    num_layers=19,
+    num_single_layers=38,
+    attention_head_dim=128,
+    num_attention_heads=24,
+    joint_attention_dim=4096,
+    pooled_projection_dim=768,
+    guidance_embeds=True,
+    axes_dims_rope=(16, 56, 56),
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +38,31 @@ def schnell(policy):
     from diffusers import FluxPipeline, FluxTransformer2DModel
 
     torch.manual_seed(3)
-    transformer = FluxTransformer2DModel.from_config(dict(policy.config) | {"guidance_embeds": False})
+    transformer = FluxTransformer2DModel.from_config(
+        dict(policy.config) | {"guidance_embeds": False}
+    )
     return FluxPipeline(**policy.pipeline.components | {"transformer": transformer})
 
 
 def noise(count, policy, **size):
-    return torch.randn(count, *policy.latent_shape(**size), generator=torch.Generator().manual_seed(5))
+    return torch.randn(
+        count, *policy.latent_shape(**size), generator=torch.Generator().manual_seed(5)
+    )
 
 
 def ask_pipeline(pipeline, x, prompts, sigmas, guidance, output_type, size=(32, 32)):
     """Plain diffusers on unpacked latents: unpacked latents ("latent") or [0, 1] pixels ("pt")."""
     out = pipeline(
-        prompt=prompts, height=size[0], width=size[1], sigmas=sigmas, num_inference_steps=len(sigmas), guidance_scale=guidance,
-        latents=pipeline._pack_latents(x, *x.shape), max_sequence_length=16, output_type=output_type,
-    ).images  # fmt: skip
+        prompt=prompts,
+        height=size[0],
+        width=size[1],
+        sigmas=sigmas,
+        num_inference_steps=len(sigmas),
+        guidance_scale=guidance,
+        latents=pipeline._pack_latents(x, *x.shape),
+        max_sequence_length=16,
+        output_type=output_type,
+    ).images
     if output_type == "latent":
         out = pipeline._unpack_latents(out, *size, pipeline.vae_scale_factor)
     return out
@@ -62,7 +81,9 @@ def ask_pipeline(pipeline, x, prompts, sigmas, guidance, output_type, size=(32, 
     ],
 )
 @pytest.mark.parametrize("guidance_embeds", [True, False])
-def test_without_noise_a_rollout_is_the_pipelines_own_output(policy, schnell, prompts, size, shift, guidance, guidance_embeds):
+def test_without_noise_a_rollout_is_the_pipelines_own_output(
+    policy, schnell, prompts, size, shift, guidance, guidance_embeds
+):
     pipeline = policy.pipeline if guidance_embeds else schnell
     ours = FluxPolicy(pipeline, height=size[0], width=size[1], guidance=guidance)
     x, sigmas = noise(len(prompts), ours), sigma_grid(5, shift)
@@ -78,11 +99,15 @@ def test_without_noise_a_rollout_is_the_pipelines_own_output(policy, schnell, pr
 def test_our_shifted_grid_is_the_scheduler_s_shift_applied_once(policy):
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-    pipeline = FluxPipeline(**policy.pipeline.components | {"scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0)})
+    pipeline = FluxPipeline(
+        **policy.pipeline.components | {"scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0)}
+    )
     x, steps = noise(2, policy), 6
     latents = integrate(policy, x, policy.encode(PROMPTS[:2]), sigma_grid(steps, 3.0))
     even = torch.linspace(1, 1 / steps, steps).tolist()  # the scheduler shifts these
-    torch.testing.assert_close(latents, ask_pipeline(pipeline, x, PROMPTS[:2], even, 3.5, "latent"), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        latents, ask_pipeline(pipeline, x, PROMPTS[:2], even, 3.5, "latent"), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])
@@ -104,7 +129,9 @@ def test_sigma_may_differ_from_row_to_row(policy):
     x, cond = noise(3, policy), policy.encode(PROMPTS)
     together = policy.velocity(x, torch.tensor([0.2, 0.5, 1.0]), cond)
     for i, sigma in enumerate((0.2, 0.5, 1.0)):
-        alone = policy.velocity(x[i : i + 1], sigma, {name: value[i : i + 1] for name, value in cond.items()})
+        alone = policy.velocity(
+            x[i : i + 1], sigma, {name: value[i : i + 1] for name, value in cond.items()}
+        )
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
 
 
@@ -132,7 +159,9 @@ def test_weights_in_half_the_precision_stay_near_the_whole(policy, tiny_folder):
         came, expected = (p.velocity(x, 0.7, p.encode(prompts)) for p in (half, policy))
     assert came.dtype == torch.float32
     assert (came - expected).square().mean().sqrt() < 0.05 * expected.square().mean().sqrt()
-    half.modules["transformer"].float()  # as full-weight training does: the text stays in half precision
+    half.modules[
+        "transformer"
+    ].float()  # as full-weight training does: the text stays in half precision
     with torch.no_grad():
         assert half.velocity(x, 0.7, half.encode(prompts)).isfinite().all()
 
@@ -162,7 +191,9 @@ def test_an_empty_list_or_prompt_is_refused(policy, bad):
 
 
 def test_unknown_words_are_named_with_their_prompt(policy):
-    with pytest.raises(ValueError, match=r"'a mauve circle on zinc' has words .* know: mauve, zinc") as refused:
+    with pytest.raises(
+        ValueError, match=r"'a mauve circle on zinc' has words .* know: mauve, zinc"
+    ) as refused:
         policy.encode(["a red circle", "a mauve circle on zinc"])
     assert "a red circle" not in str(refused.value)
     with pytest.raises(ValueError, match="mauve"):
@@ -188,13 +219,19 @@ def test_a_missing_folder_is_refused_with_what_is_shipped(tmp_path):
 
 
 def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"not a diffusers pipeline: it has no model_index\.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"not a diffusers pipeline: it has no model_index\.json"
+    ):
         load_generator(tmp_path)
 
 
 def test_another_pipeline_class_is_refused_by_name(tmp_path):
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    with pytest.raises(ValueError, match="is a StableDiffusionPipeline; there are policies for FluxPipeline"):
+    (tmp_path / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionPipeline"})
+    )
+    with pytest.raises(
+        ValueError, match="is a StableDiffusionPipeline; there are policies for FluxPipeline"
+    ):
         load_generator(tmp_path)
 
 
@@ -229,12 +266,16 @@ def test_missing_weights_are_refused_by_file(tiny_folder, tmp_path):
 def test_lora_starts_as_the_model_itself_and_trains_only_its_own(tiny_folder, policy):
     adapted = load_generator(tiny_folder, height=32, width=32)
     adapted.add_lora(2, 6.0)
-    trained = {name for name, p in adapted.modules["transformer"].named_parameters() if p.requires_grad}
+    trained = {
+        name for name, p in adapted.modules["transformer"].named_parameters() if p.requires_grad
+    }
     assert trained
     assert all("lora_" in name for name in trained)
     x, cond = noise(2, policy), policy.encode(PROMPTS[:2])
     with torch.no_grad():
-        torch.testing.assert_close(adapted.velocity(x, 0.5, cond), policy.velocity(x, 0.5, cond), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            adapted.velocity(x, 0.5, cond), policy.velocity(x, 0.5, cond), atol=1e-6, rtol=0
+        )
 
 
 def test_lora_without_any_of_its_layers_is_refused():
@@ -258,17 +299,29 @@ def test_flux_dev_has_its_published_size(flux_dev):
 
 
 def test_lora_reaches_every_block_of_flux_dev(flux_dev):
-    linear = {name: module for name, module in flux_dev.named_modules() if isinstance(module, torch.nn.Linear)}
+    linear = {
+        name: module
+        for name, module in flux_dev.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
     expected = {f"transformer_blocks.{i}.{target}" for i in range(19) for target in LORA_TARGETS}
-    expected |= {f"single_transformer_blocks.{i}.{target}" for i in range(38) for target in LORA_TARGETS[:3]}
+    expected |= {
+        f"single_transformer_blocks.{i}.{target}" for i in range(38) for target in LORA_TARGETS[:3]
+    }
     assert expected == {name for name in linear if name.endswith(LORA_TARGETS)}
     pipeline = SimpleNamespace(
-        transformer=flux_dev, vae=torch.nn.Identity(), text_encoder=torch.nn.Identity(), text_encoder_2=torch.nn.Identity(),
-        vae_scale_factor=8, tokenizer_2=SimpleNamespace(model_max_length=512),
-    )  # fmt: skip
+        transformer=flux_dev,
+        vae=torch.nn.Identity(),
+        text_encoder=torch.nn.Identity(),
+        text_encoder_2=torch.nn.Identity(),
+        vae_scale_factor=8,
+        tokenizer_2=SimpleNamespace(model_max_length=512),
+    )
     policy = FluxPolicy(pipeline, height=720, width=720)
     assert policy.latent_shape() == (16, 90, 90)
     policy.add_lora(4, 8.0)
     trained = {name: p for name, p in flux_dev.named_parameters() if p.requires_grad}
     assert {name.partition(".lora_")[0] for name in trained} == expected
-    assert sum(p.numel() for p in trained.values()) == sum(4 * (linear[n].in_features + linear[n].out_features) for n in expected)
+    assert sum(p.numel() for p in trained.values()) == sum(
+        4 * (linear[n].in_features + linear[n].out_features) for n in expected
+    )

@@ -2,13 +2,13 @@
 
 import json
 
-import gpu_bench
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from bpgo.published import PARTS
+from bpgo.preflight.published import PARTS
 from bpgo.trainer import Trainer
+from reproduce import gpu_bench
 
 FIRST = ("wan2.1-1.3b-240x416x33", "as the preset")
 EVERY = [(case, variant) for case in gpu_bench.CASES for variant in gpu_bench.CASES[case][-1]]
@@ -25,7 +25,9 @@ def a_precision_of_its_own():
 
 def rows_of(folder):
     """(case, variant) -> the other cells of the table in README.md."""
-    lines = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| ")]
+    lines = [
+        line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| ")
+    ]
     cells = [line.strip("| ").split(" | ") for line in lines]
     assert len({len(row) for row in cells}) == 1 and cells[0] == list(gpu_bench.COLUMNS)
     return {tuple(row[:2]): row[2:] for row in cells[2:]}
@@ -45,17 +47,34 @@ def test_every_phase_of_every_variant_takes_time(tiny):
     results = json.loads((tiny / "gpu_bench.json").read_text())
     assert {r["case"] for r in results} == set(gpu_bench.CASES)
     for r in results:
-        assert list(r["seconds"]) == ["sample", "decode", "score", "update"] and min(r["seconds"].values()) > 0, r["variant"]
+        assert (
+            list(r["seconds"]) == ["sample", "decode", "score", "update"]
+            and min(r["seconds"].values()) > 0
+        ), r["variant"]
         assert sum(r["seconds"].values()) <= r["iteration"] and r["first_iteration"] > 0
-        assert r["flops_per_second"] > 0 and r["matmul_rate"] > 0 and min(r["foreseen_bytes"].values()) > 0
+        assert (
+            r["flops_per_second"] > 0
+            and r["matmul_rate"] > 0
+            and min(r["foreseen_bytes"].values()) > 0
+        )
         assert r["first_log_ratio"] == 0.0, "as in a training run"
-        assert (r["too_large"], r["torch"], set(r["code"])) == ([], torch.__version__, {"package", "commit", "dirty"})
+        assert (r["too_large"], r["torch"], set(r["code"])) == (
+            [],
+            torch.__version__,
+            {"package", "commit", "dirty"},
+        )
     by = {r["variant"]: r for r in results if r["case"] == FIRST[0]}
-    assert by["micro-batch 4"]["flops"] == 2 * by["as the preset"]["flops"] == 12 / 10 * 2 * by["no checkpointing"]["flops"]
+    assert (
+        by["micro-batch 4"]["flops"]
+        == 2 * by["as the preset"]["flops"]
+        == 12 / 10 * 2 * by["no checkpointing"]["flops"]
+    )
 
 
 def test_the_table_has_a_row_for_each_variant(tiny):
-    assert list(rows := rows_of(tiny)) == [(case, name) for case, name in EVERY if case != SECOND or name == "as the preset"]
+    assert list(rows := rows_of(tiny)) == [
+        (case, name) for case, name in EVERY if case != SECOND or name == "as the preset"
+    ]
     assert all(float(cell) > 0 for row in rows.values() for cell in row[1:7])
     assert ", tiny models\n" in (tiny / "README.md").read_text()
 
@@ -80,7 +99,10 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert [r["variant"] for r in json.loads((tmp_path / "gpu_bench.json").read_text())] == variants
     monkeypatch.setattr(gpu_bench, "card", lambda tiny: "another")
     assert gpu_bench.main(words) == 0
-    assert asked[-len(variants) :] == variants and (tmp_path / "README.md").read_text().count("\n## ") == 2
+    assert (
+        asked[-len(variants) :] == variants
+        and (tmp_path / "README.md").read_text().count("\n## ") == 2
+    )
 
 
 def test_what_does_not_fit_is_said_and_a_smaller_size_is_tried(tmp_path, monkeypatch):
@@ -94,10 +116,16 @@ def test_what_does_not_fit_is_said_and_a_smaller_size_is_tried(tmp_path, monkeyp
 
     monkeypatch.setattr(Trainer, "collect", too_large)
     case = gpu_bench.CASES["wan2.2-a14b-lora-largest"]
-    monkeypatch.setattr(gpu_bench, "CASES", {"large": (*case[:2], case[2][:3], ("as the preset", "no offload"))})
+    monkeypatch.setattr(
+        gpu_bench, "CASES", {"large": (*case[:2], case[2][:3], ("as the preset", "no offload"))}
+    )
     assert gpu_bench.main(["--tiny", "--output", str(tmp_path)]) == 0
     found, none = json.loads((tmp_path / "gpu_bench.json").read_text())
-    assert [len(r["too_large"]) for r in (found, none)] == [2, 3] and found["seconds"] and "seconds" not in none
+    assert (
+        [len(r["too_large"]) for r in (found, none)] == [2, 3]
+        and found["seconds"]
+        and "seconds" not in none
+    )
     assert "out of memory: try " in none["too_large"][0] and not tried[0].exists()
     assert rows_of(tmp_path)["large", "no offload"][5] == "out of memory"
 
@@ -109,13 +137,24 @@ def test_another_error_is_said_and_the_other_variants_are_measured(tmp_path, mon
         return next(gpu_bench.planned(case, variant, tiny))[-1] | {"card": "CPU, tiny models"}
 
     monkeypatch.setattr(gpu_bench, "run", broken)
-    assert gpu_bench.main(["flux-512-lora", "wan2.2-a14b-lora-largest", "--tiny", "--output", str(tmp_path)]) == 1
+    assert (
+        gpu_bench.main(
+            ["flux-512-lora", "wan2.2-a14b-lora-largest", "--tiny", "--output", str(tmp_path)]
+        )
+        == 1
+    )
     said = capsys.readouterr()
-    assert "failed: flux-512-lora: no offload, compiled\n" in said.out and "no such kernel" in said.err
-    assert len(json.loads((tmp_path / "gpu_bench.json").read_text())) == len(gpu_bench.CASES["flux-512-lora"][-1])
+    assert (
+        "failed: flux-512-lora: no offload, compiled\n" in said.out and "no such kernel" in said.err
+    )
+    assert len(json.loads((tmp_path / "gpu_bench.json").read_text())) == len(
+        gpu_bench.CASES["flux-512-lora"][-1]
+    )
 
 
-def test_without_a_gpu_nothing_is_measured_and_what_is_foreseen_is_said(tmp_path, monkeypatch, capsys):
+def test_without_a_gpu_nothing_is_measured_and_what_is_foreseen_is_said(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu_bench.main(["--output", str(tmp_path)]) == 0
     assert "There is no CUDA device here: nothing was measured." in capsys.readouterr().out
@@ -131,11 +170,16 @@ def test_the_committed_page_is_the_script_s(tmp_path, monkeypatch):
     for file in committed.glob("gpu_bench.json"):
         (tmp_path / file.name).write_text(file.read_text())
     gpu_bench.main(["--output", str(tmp_path)])
-    assert (committed / "README.md").read_text() == (tmp_path / "README.md").read_text(), "run `python reproduce/gpu_bench.py`"
+    assert (committed / "README.md").read_text() == (tmp_path / "README.md").read_text(), (
+        "run `python reproduce/gpu_bench.py`"
+    )
 
 
 def test_a_case_that_does_not_exist_is_refused(tmp_path, capsys):
-    for word, answer in (("flux-512", "did you mean 'flux-512-lora'?"), ("x", f"there are {', '.join(gpu_bench.CASES)}")):
+    for word, answer in (
+        ("flux-512", "did you mean 'flux-512-lora'?"),
+        ("x", f"there are {', '.join(gpu_bench.CASES)}"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             gpu_bench.main([word, "--output", str(tmp_path / "none")])
         assert stopped.value.code == 2
@@ -173,8 +217,28 @@ def test_peaks_are_counted_to_the_phase_that_has_them(monkeypatch):
     assert (waited.count("synchronize"), waited.count("reset_peak_memory_stats")) == (4, 6)
 
 
-@pytest.mark.parametrize(("peak", "said"), [(25e9, "yes (+12%)"), (20e9, "no (+40%)"), (40e9, "no (-30%)")])
+@pytest.mark.parametrize(
+    ("peak", "said"), [(25e9, "yes (+12%)"), (20e9, "no (+40%)"), (40e9, "no (-30%)")]
+)
 def test_what_is_foreseen_is_held_against_the_peak(peak, said):
-    known = dict(case="c", variant="v", setting="s", rows=2, seconds={"sample": 1.0}, iteration=4.0, flops_per_second=3e14,
-                 peak_bytes={"sample": 1e9, "update": peak}, foreseen_bytes={"sample": 2e9, "update": 28e9}, matmul_rate=6e14)  # fmt: skip
-    assert gpu_bench.cells(known, True)[4:] == ["4", "2", f"{peak / 1e9:g}", "28", said, "300", "50% of 600"]
+    known = dict(
+        case="c",
+        variant="v",
+        setting="s",
+        rows=2,
+        seconds={"sample": 1.0},
+        iteration=4.0,
+        flops_per_second=3e14,
+        peak_bytes={"sample": 1e9, "update": peak},
+        foreseen_bytes={"sample": 2e9, "update": 28e9},
+        matmul_rate=6e14,
+    )
+    assert gpu_bench.cells(known, True)[4:] == [
+        "4",
+        "2",
+        f"{peak / 1e9:g}",
+        "28",
+        said,
+        "300",
+        "50% of 600",
+    ]

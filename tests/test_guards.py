@@ -17,7 +17,10 @@ def lines(rewards, prior=0.0, name="bpgo"):
     made = []
     for batch in rewards:
         advantages = objective.OBJECTIVES[name](batch, prior, alpha=0.5, k=2.0, lam=5.0, beta=0.5)
-        made.append({"reward": batch.mean().item(), "prior": prior} | objective.group_diagnostics(batch, advantages))
+        made.append(
+            {"reward": batch.mean().item(), "prior": prior}
+            | objective.group_diagnostics(batch, advantages)
+        )
     return made
 
 
@@ -27,8 +30,13 @@ def normal(*shape, seed=0):
 
 def evaluation(iteration, reward, held_out):
     """A line of evaluations.jsonl: 24 prompts of 4 samples around these means."""
-    scores = {"reward": reward + 0.05 * normal(24, 4), "held_out": held_out + 0.05 * normal(24, 4, seed=iteration)}
-    return {"iteration": iteration, "scores": {k: v.tolist() for k, v in scores.items()}} | {k: v.mean().item() for k, v in scores.items()}
+    scores = {
+        "reward": reward + 0.05 * normal(24, 4),
+        "held_out": held_out + 0.05 * normal(24, 4, seed=iteration),
+    }
+    return {"iteration": iteration, "scores": {k: v.tolist() for k, v in scores.items()}} | {
+        k: v.mean().item() for k, v in scores.items()
+    }
 
 
 @pytest.mark.parametrize("name", list(objective.OBJECTIVES))
@@ -49,7 +57,9 @@ def test_groups_without_differences_are_no_concentration(size, flat):
 
 
 def test_weights_a_hair_below_one_are_no_stagnation():
-    assert guards.stagnation(lines(0.01 * normal(guards.WINDOW, 8, G), prior=0.05, name="ras")) is None
+    assert (
+        guards.stagnation(lines(0.01 * normal(guards.WINDOW, 8, G), prior=0.05, name="ras")) is None
+    )
 
 
 def test_a_prior_above_all_groups_is_stagnation():
@@ -57,8 +67,12 @@ def test_a_prior_above_all_groups_is_stagnation():
     words = guards.stagnation(log)
     assert "by 50%" in words and "the prior (50)" in words and "running_mean" in words
     assert guards.stagnation(log[1:]) is None, "not yet"
-    assert guards.stagnation(lines(normal(1, 8, G), name="ras") + log[1:]) is None, "one iteration had a trusted group"
-    assert guards.stagnation(lines(normal(guards.WINDOW, 8, G), prior=50.0, name="grpo")) is None, "GRPO weighs nothing"
+    assert guards.stagnation(lines(normal(1, 8, G), name="ras") + log[1:]) is None, (
+        "one iteration had a trusted group"
+    )
+    assert guards.stagnation(lines(normal(guards.WINDOW, 8, G), prior=50.0, name="grpo")) is None, (
+        "GRPO weighs nothing"
+    )
 
 
 def test_groups_of_equal_rewards_are_stagnation():
@@ -88,13 +102,22 @@ def test_a_reward_that_rises_while_the_held_out_one_falls_is_over_optimisation()
     assert guards.over_optimisation(good, ["held_out"]) is None
     words = guards.over_optimisation([*good, evaluation(50, 0.7, 0.35)], ["held_out"])
     assert "since iteration 25" in words and "held_out fell from 0.5" in words
-    assert guards.over_optimisation([*good, evaluation(50, 0.55, 0.35)], ["held_out"]) is None, "both fell: another failure"
-    assert guards.over_optimisation([*good, evaluation(50, 0.7, 0.35)], []) is None, "nothing to compare with"
+    assert guards.over_optimisation([*good, evaluation(50, 0.55, 0.35)], ["held_out"]) is None, (
+        "both fell: another failure"
+    )
+    assert guards.over_optimisation([*good, evaluation(50, 0.7, 0.35)], []) is None, (
+        "nothing to compare with"
+    )
 
 
 def test_a_fall_within_the_noise_is_none():
-    alarms = sum(guards.over_optimisation([evaluation(s, 0.5, 0.5), evaluation(s + 1000, 0.6, 0.5)], ["held_out"]) is not None
-                 for s in range(300))  # fmt: skip
+    alarms = sum(
+        guards.over_optimisation(
+            [evaluation(s, 0.5, 0.5), evaluation(s + 1000, 0.6, 0.5)], ["held_out"]
+        )
+        is not None
+        for s in range(300)
+    )
     assert alarms <= 3, "three standard errors, one-sided, with 23 degrees of freedom: .3 % of 300"
 
 
@@ -102,19 +125,34 @@ def test_a_fall_within_the_noise_is_none():
 def make(tiny_folder, tmp_path):
     def make(name, **changes):
         tree = {
-            "generator": {"path": str(tiny_folder), "height": 16, "width": 16}, "reward": {"name": "redness"}, "prompts": "given",
-            "groups": 2, "group_size": 2, "iterations": 2 * guards.WINDOW, "prior": {"kind": "constant", "value": 100.0},
-            "sampling": {"steps": 2, "shift": 1.0, "noise_level": 0.7}, "evaluation": {"samples": 1, "steps": 2},
-        }  # fmt: skip
-        red = lambda pixels, prompts: pixels[:, 0].mean((1, 2))  # noqa: E731
-        return Trainer(build_config(tree | changes), tmp_path / name, reward=red, prompts=["a shape", "a red circle"], progress=False)
+            "generator": {"path": str(tiny_folder), "height": 16, "width": 16},
+            "reward": {"name": "redness"},
+            "prompts": "given",
+            "groups": 2,
+            "group_size": 2,
+            "iterations": 2 * guards.WINDOW,
+            "prior": {"kind": "constant", "value": 100.0},
+            "sampling": {"steps": 2, "shift": 1.0, "noise_level": 0.7},
+            "evaluation": {"samples": 1, "steps": 2},
+        }
+        red = lambda pixels, prompts: pixels[:, 0].mean((1, 2))
+        return Trainer(
+            build_config(tree | changes),
+            tmp_path / name,
+            reward=red,
+            prompts=["a shape", "a red circle"],
+            progress=False,
+        )
 
     return make
 
 
 def test_a_run_warns_once_and_goes_on(make):
     trainer = make("run")
-    with pytest.warns(guards.TrainingWarning, match="stagnation, at iteration 10: RAS has weighted down every group") as seen:
+    with pytest.warns(
+        guards.TrainingWarning,
+        match="stagnation, at iteration 10: RAS has weighted down every group",
+    ) as seen:
         trainer.train()
     assert len([w for w in seen if w.category is guards.TrainingWarning]) == 1
     (line,) = read_log(trainer.output / "warnings.jsonl")
@@ -129,7 +167,9 @@ def test_one_setting_silences_them_and_moves_nothing_else(make):
         warnings.simplefilter("error", guards.TrainingWarning)
         (silent := make("silent", guards=False)).train()
     assert not (silent.output / "warnings.jsonl").exists()
-    assert (loud.output / "metrics.jsonl").read_text() == (silent.output / "metrics.jsonl").read_text()
+    assert (loud.output / "metrics.jsonl").read_text() == (
+        silent.output / "metrics.jsonl"
+    ).read_text()
     for name, p in loud.parameters.items():
         assert torch.equal(p, silent.parameters[name])
 

@@ -14,14 +14,23 @@ from bpgo.__main__ import main
 from bpgo.config import Reward
 from bpgo.files import SHIPPED, cached_snapshot, check_weights
 from bpgo.generators import load_generator
-from bpgo.published import damage, needed, present, weight
+from bpgo.preflight.published import damage, needed, present, weight
 from bpgo.rewards import load_reward, load_rewards
 
 RESPONSE = httpx.Response(401, request=httpx.Request("GET", "https://huggingface.co/someone/thing"))
 REFUSALS = {  # what the hub says: what the user is told beside the id and the command
-    "gated": (GatedRepoError("401 Client Error.\nmore", response=RESPONSE), "accept its terms on its page, then `hf auth login`"),
-    "unknown": (RepositoryNotFoundError("401 Client Error.\nmore", response=RESPONSE), "is its name right? If so, and it is private"),
-    "not here": (LocalEntryNotFoundError("cannot find the requested files in the local cache\nmore"), ""),
+    "gated": (
+        GatedRepoError("401 Client Error.\nmore", response=RESPONSE),
+        "accept its terms on its page, then `hf auth login`",
+    ),
+    "unknown": (
+        RepositoryNotFoundError("401 Client Error.\nmore", response=RESPONSE),
+        "is its name right? If so, and it is private",
+    ),
+    "not here": (
+        LocalEntryNotFoundError("cannot find the requested files in the local cache\nmore"),
+        "",
+    ),
 }
 COMMAND = "python -m bpgo preflight PRESET --download"
 
@@ -70,7 +79,10 @@ def cut(link, left=0.5):
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_a_generator_that_cannot_be_fetched_is_named_with_the_remedy(hub, kind):
     hub.refusal, said = REFUSALS[kind]
-    with pytest.raises(OSError, match="generator: someone/thing is neither in the hub's cache here nor could it be fetched") as error:
+    with pytest.raises(
+        OSError,
+        match="generator: someone/thing is neither in the hub's cache here nor could it be fetched",
+    ) as error:
         load_generator("someone/thing")
     assert COMMAND in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
     assert ("hf auth login" in str(error.value)) == (kind != "not here")
@@ -80,7 +92,9 @@ def test_a_generator_that_cannot_be_fetched_is_named_with_the_remedy(hub, kind):
 @pytest.mark.parametrize("name", ["hpsv2", "image_reward", "video_clip_xl", "video_align"])
 def test_a_reward_that_cannot_be_fetched_is_named_with_the_remedy(hub, name, kind):
     hub.refusal, said = REFUSALS[kind]
-    with pytest.raises(OSError, match=rf"reward '{name}': someone/thing is neither in the hub's cache") as error:
+    with pytest.raises(
+        OSError, match=rf"reward '{name}': someone/thing is neither in the hub's cache"
+    ) as error:
         load_reward(name, "someone/thing")
     assert COMMAND in str(error.value) and said in str(error.value)
 
@@ -89,10 +103,15 @@ def test_so_is_one_that_transformers_fetches_and_one_in_a_process_of_its_own(hub
     import transformers
 
     def refuse(*args, **kwargs):
-        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files") from hub.refusal
+        raise OSError(
+            "We couldn't connect to 'https://huggingface.co' to load the files"
+        ) from hub.refusal
 
     monkeypatch.setattr(transformers.CLIPModel, "from_pretrained", refuse)
-    with pytest.raises(OSError, match=rf"reward 'pickscore': yuvalkirstain/PickScore_v1 is neither .*{COMMAND}.*couldn't connect"):
+    with pytest.raises(
+        OSError,
+        match=rf"reward 'pickscore': yuvalkirstain/PickScore_v1 is neither .*{COMMAND}.*couldn't connect",
+    ):
         load_reward("pickscore")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(OSError, match=rf"reward 'hpsv2': someone/thing is neither .*{COMMAND}"):
@@ -112,12 +131,26 @@ def test_the_command_line_says_so(hub, kind, any_precision, tmp_path, capsys):
     hub.refusal, said = REFUSALS[kind]
     assert main(["train", "t2i-flux", "--output", str(tmp_path / "run")]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("bpgo train: generator: black-forest-labs/FLUX.1-dev is neither") and COMMAND in told and said in told
-    tiny = ["generator.path=tiny-flux", "generator.height=32", "generator.width=32", "reward.process=false", "reward.path=someone/thing"]
+    assert (
+        told.startswith("bpgo train: generator: black-forest-labs/FLUX.1-dev is neither")
+        and COMMAND in told
+        and said in told
+    )
+    tiny = [
+        "generator.path=tiny-flux",
+        "generator.height=32",
+        "generator.width=32",
+        "reward.process=false",
+        "reward.path=someone/thing",
+    ]
     words = ["prompts=prompts/train.jsonl", "evaluation.prompts=null"]
     assert main(["train", "t2i-flux", "--output", str(tmp_path / "other"), *tiny, *words]) == 2
     told = capsys.readouterr().err
-    assert "bpgo train: reward 'hpsv2': someone/thing is neither" in told and COMMAND in told and said in told
+    assert (
+        "bpgo train: reward 'hpsv2': someone/thing is neither" in told
+        and COMMAND in told
+        and said in told
+    )
 
 
 # --------------------------------------------------------------------------------------------- truncated files in the cache
@@ -130,7 +163,10 @@ def test_a_truncated_generator_in_the_cache_is_missing_and_refused_by_file(hub, 
     assert cached_snapshot("someone/flux") == folder and present(files) and damage(files) is None
     blob = cut(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     for say in (lambda: load_generator("someone/flux"), lambda: check_weights(folder)):
-        with pytest.raises(ValueError, match=rf"\.safetensors is truncated or damaged .*: delete {blob} and download it again"):
+        with pytest.raises(
+            ValueError,
+            match=rf"\.safetensors is truncated or damaged .*: delete {blob} and download it again",
+        ):
             say()
     assert not present(files) and str(blob) in damage(files)
     blob.unlink()
@@ -138,15 +174,24 @@ def test_a_truncated_generator_in_the_cache_is_missing_and_refused_by_file(hub, 
 
 
 def test_a_truncated_reward_in_the_cache_is_missing_and_refused_by_file(hub):
-    blob = cut(put(hub, "openai/clip-vit-large-patch14", SHIPPED / "tiny-reward") / "model.safetensors")
+    blob = cut(
+        put(hub, "openai/clip-vit-large-patch14", SHIPPED / "tiny-reward") / "model.safetensors"
+    )
     (files,) = needed("clip", None)
     assert not present(files) and str(blob) in damage(files)
-    with pytest.raises(ValueError, match=rf"model\.safetensors is truncated or damaged .*: delete {blob} and download it again"):
+    with pytest.raises(
+        ValueError,
+        match=rf"model\.safetensors is truncated or damaged .*: delete {blob} and download it again",
+    ):
         load_reward("clip")
 
 
-ZIPPED = {"hpsv2": "HPS_v2.1_compressed.pt", "video_clip_xl": "VideoCLIP-XL.bin", "video_align": "checkpoint-11352/model.pth",
-          "image_reward": "ImageReward.pt"}  # fmt: skip
+ZIPPED = {
+    "hpsv2": "HPS_v2.1_compressed.pt",
+    "video_clip_xl": "VideoCLIP-XL.bin",
+    "video_align": "checkpoint-11352/model.pth",
+    "image_reward": "ImageReward.pt",
+}
 
 
 @pytest.mark.parametrize("name", ZIPPED)
@@ -159,17 +204,26 @@ def test_a_truncated_pt_in_the_cache_is_missing_and_refused_by_file(hub, name, t
     assert present(files)
     blob = cut(folder / ZIPPED[name], 0.9)
     assert not present(files) and str(blob) in damage(files)
-    with pytest.raises(ValueError, match=rf"{file.name} is damaged, or not whole \(\d+ bytes\): delete {blob} and download it again"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{file.name} is damaged, or not whole \(\d+ bytes\): delete {blob} and download it again",
+    ):
         load_reward(name)
 
 
 def test_an_older_pt_that_is_no_zip_is_not_refused(tmp_path):
-    torch.save({"weight": torch.rand(1000)}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    torch.save(
+        {"weight": torch.rand(1000)},
+        tmp_path / "pytorch_model.bin",
+        _use_new_zipfile_serialization=False,
+    )
     torch.save({"weight": torch.rand(1000)}, tmp_path / "other.pth")
     check_weights(tmp_path)
     check_weights(tmp_path / "pytorch_model.bin")
     (tmp_path / "other.pth").write_bytes((tmp_path / "other.pth").read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"other\.pth is damaged, or not whole \(\d+ bytes\): download it again"):
+    with pytest.raises(
+        ValueError, match=r"other\.pth is damaged, or not whole \(\d+ bytes\): download it again"
+    ):
         check_weights(tmp_path)
 
 

@@ -19,12 +19,12 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from test_presets import tiny_in_place_of
 
-import notebooks
 from bpgo.config import read_config
 from bpgo.files import SHIPPED
 from bpgo.records import MIME, read_records
+from reproduce import notebooks
+from tests.test_presets import tiny_in_place_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
@@ -38,7 +38,9 @@ def header(path):
 def each(paths):
     """Parameters for `path`: quick notebooks run always, the others among the slow tests."""
     slow = [() if header(path).get("quick") else pytest.mark.slow for path in paths]
-    return [pytest.param(path, id=path.stem, marks=mark) for path, mark in zip(paths, slow, strict=True)]
+    return [
+        pytest.param(path, id=path.stem, marks=mark) for path, mark in zip(paths, slow, strict=True)
+    ]
 
 
 def every(paths):
@@ -73,13 +75,17 @@ def faults_of_source(path):
     top = texts[0] if texts else ""
     if "?" not in title:
         yield f"the title is no question: {title!r}"
-    if not re.search(r"\b(second|minute|hour)s?\b", top) or not re.search(r"\b(CPU|GPU|core)s?\b", top):
+    if not re.search(r"\b(second|minute|hour)s?\b", top) or not re.search(
+        r"\b(CPU|GPU|core)s?\b", top
+    ):
         yield "the first cell does not say how long it takes, and on what hardware"
     if not 300 <= words <= 1100:  # ten minutes, with its figures twenty
         yield f"{words} words of text (300 to 1100)"
     if len(shown := [cell for cell in code if "solution" not in tags(cell)]) > 12:
         yield f"{len(shown)} code cells beside the solutions (at most 12)"
-    if not 2 <= len(re.findall(r"^\*\*\d\.\*\*", "\n".join(texts[-8:]), re.MULTILINE)) <= 3 or "## Exercises" not in "\n".join(texts):
+    if not 2 <= len(
+        re.findall(r"^\*\*\d\.\*\*", "\n".join(texts[-8:]), re.MULTILINE)
+    ) <= 3 or "## Exercises" not in "\n".join(texts):
         yield "no two or three exercises under a heading of their own, each beginning with its number, **1.**"
     if not any("solution" in tags(cell) and "hide-cell" in tags(cell) for cell in notebook.cells):
         yield "no solution: a cell tagged solution and hide-cell"
@@ -118,14 +124,24 @@ def faults_of_built(path):
     shown = json.dumps(outputs)
     if len(text) > 300_000:
         yield f"{len(text) // 1000} kB (at most 300)"
-    if notebook.metadata.get("kernelspec", {}).get("name") != "python3" or len(notebook.metadata) != 1:
+    if (
+        notebook.metadata.get("kernelspec", {}).get("name") != "python3"
+        or len(notebook.metadata) != 1
+    ):
         yield "its metadata are not a kernelspec python3 and nothing else"
     if [cell.id for cell in notebook.cells] != [f"c{i:02}" for i in range(len(notebook.cells))]:
         yield "the cells are not called c00, c01, ..."
-    beside = [{key: value for key, value in cell.metadata.items() if key != "tags"} for cell in notebook.cells]
-    if beside != [{"jupyter": notebooks.FOLDED} if "solution" in tags(cell) else {} for cell in notebook.cells]:
+    beside = [
+        {key: value for key, value in cell.metadata.items() if key != "tags"}
+        for cell in notebook.cells
+    ]
+    if beside != [
+        {"jupyter": notebooks.FOLDED} if "solution" in tags(cell) else {} for cell in notebook.cells
+    ]:
         yield "cells have metadata beside tags, or a solution is not folded"
-    if [cell.execution_count for cell in code_of(notebook)] != [*range(1, len(code_of(notebook)) + 1)]:
+    if [cell.execution_count for cell in code_of(notebook)] != [
+        *range(1, len(code_of(notebook)) + 1)
+    ]:
         yield "not executed from top to bottom"
     if any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs):
         yield "an error, a warning or a progress bar among the outputs"
@@ -134,7 +150,11 @@ def faults_of_built(path):
         yield "no picture among the first 4 cells"
     if MIME not in shown:
         yield "nothing is recorded"
-    if str(ROOT) in shown or str(Path.home()) + "/" in shown or re.search(r" at 0x[0-9a-f]{6}", shown):
+    if (
+        str(ROOT) in shown
+        or str(Path.home()) + "/" in shown
+        or re.search(r" at 0x[0-9a-f]{6}", shown)
+    ):
         yield "an output names this machine's folders or addresses"
 
 
@@ -164,15 +184,27 @@ def test_papermill_lists_the_parameters_that_we_accept(path):
 
 
 def run(name, output, *parameters, root=ROOT):
-    command = [sys.executable, ROOT / "reproduce" / "notebooks.py", "--root", root, "run", name, output]
+    command = [
+        sys.executable,
+        ROOT / "reproduce" / "notebooks.py",
+        "--root",
+        root,
+        "run",
+        name,
+        output,
+    ]
     command += [word for parameter in parameters for word in ("-p", parameter)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_the_notebook_runs_at_its_smallest(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("BPGO_CACHE", str(tmp_path / "cache"))  # rewards of the starting model, which a prior is made of
-    smallest = [f"{key}={json.dumps(value)}" for key, value in header(path).get("smallest", {}).items()]
+    monkeypatch.setenv(
+        "BPGO_CACHE", str(tmp_path / "cache")
+    )  # rewards of the starting model, which a prior is made of
+    smallest = [
+        f"{key}={json.dumps(value)}" for key, value in header(path).get("smallest", {}).items()
+    ]
     done = run(path.stem, tmp_path / "out.ipynb", f"output={tmp_path}", *smallest)
     assert done.returncode == 0, done.stderr
     assert read_records(tmp_path)  # whose numbers record() found finite
@@ -182,12 +214,17 @@ def test_the_notebook_runs_at_its_smallest(path, tmp_path, monkeypatch):
 def test_students_get_no_solution_and_nothing_else_less(tmp_path, capsys):
     assert notebooks.main(["students", "--to", str(tmp_path)]) == 0
     for path in SOURCES:
-        given, source = nbformat.read(tmp_path / f"{path.stem}.ipynb", as_version=4), notebooks.read(path)
+        given, source = (
+            nbformat.read(tmp_path / f"{path.stem}.ipynb", as_version=4),
+            notebooks.read(path),
+        )
         nbformat.validate(given)
         kept = [cell.source for cell in source.cells if "solution" not in tags(cell)]
         assert [cell.source for cell in given.cells if cell.source != notebooks.YOUR_TURN] == kept
         assert all(not cell.get("outputs") for cell in given.cells)
-        answers = sum("solution" in tags(cell) and cell.cell_type == "code" for cell in source.cells)
+        answers = sum(
+            "solution" in tags(cell) and cell.cell_type == "code" for cell in source.cells
+        )
         assert sum(cell.source == notebooks.YOUR_TURN for cell in given.cells) == answers > 0
 
 
@@ -196,11 +233,20 @@ def test_the_students_version_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("BPGO_CACHE", str(tmp_path / "cache"))
     assert notebooks.main(["students", "--to", str(tmp_path), path.stem]) == 0
     smallest = header(path).get("smallest", {})
-    papermill.execute_notebook(tmp_path / f"{path.stem}.ipynb", tmp_path / "out.ipynb", smallest, progress_bar=False, kernel_name="python3")
+    papermill.execute_notebook(
+        tmp_path / f"{path.stem}.ipynb",
+        tmp_path / "out.ipynb",
+        smallest,
+        progress_bar=False,
+        kernel_name="python3",
+    )
 
 
-REAL = {"02_train_text_to_image": "t2i-flux-lowmem", "03_train_text_to_video": "t2v-wan2.1-1.3b-lowmem",
-        "04_train_image_to_video": "i2v-wan2.2-a14b-lowmem"}  # fmt: skip
+REAL = {
+    "02_train_text_to_image": "t2i-flux-lowmem",
+    "03_train_text_to_video": "t2v-wan2.1-1.3b-lowmem",
+    "04_train_image_to_video": "i2v-wan2.2-a14b-lowmem",
+}
 
 
 @pytest.mark.slow
@@ -211,11 +257,27 @@ def test_the_notebook_runs_a_published_model_s_preset(name, tmp_path, monkeypatc
     path, *overrides = tiny_in_place_of(REAL[name])
     few, prompts = tmp_path / "few.jsonl", SHIPPED / read_config(REAL[name], overrides).prompts
     few.write_text("".join(prompts.read_text().splitlines(True)[:4]))
-    overrides += [f"prompts={few}", "groups=2", "group_size=2", "sampling.steps=6", "evaluation.steps=2"]
-    given = {"preset": REAL[name], "objectives": ["bpgo"], "iterations": 1, "evaluate_every": 1, "overrides": overrides}
+    overrides += [
+        f"prompts={few}",
+        "groups=2",
+        "group_size=2",
+        "sampling.steps=6",
+        "evaluation.steps=2",
+    ]
+    given = {
+        "preset": REAL[name],
+        "objectives": ["bpgo"],
+        "iterations": 1,
+        "evaluate_every": 1,
+        "overrides": overrides,
+    }
     given |= {"checkpoint": path.partition("=")[2], "output": str(tmp_path)}
     given |= {"low_noise_iterations": 1} if name.startswith("04") else {}
-    done = run(name, tmp_path / "out.ipynb", *(f"{key}={json.dumps(value)}" for key, value in given.items()))
+    done = run(
+        name,
+        tmp_path / "out.ipynb",
+        *(f"{key}={json.dumps(value)}" for key, value in given.items()),
+    )
     assert done.returncode == 0, done.stderr
     assert read_records(tmp_path)
 
@@ -223,18 +285,29 @@ def test_the_notebook_runs_a_published_model_s_preset(name, tmp_path, monkeypatc
 # ------------------------------------------------------------------------------- preflight, and several processes
 
 
-SMALL = ["groups=2", "group_size=2", "optimiser.updates=1", "sampling.steps=3", "evaluation.steps=2", "evaluation.samples=2"]
+SMALL = [
+    "groups=2",
+    "group_size=2",
+    "optimiser.updates=1",
+    "sampling.steps=3",
+    "evaluation.steps=2",
+    "evaluation.samples=2",
+]
 
 
 def study_of(output, *overrides, processes=1):
-    from bpgo.analysis.study import Study
+    from reproduce.analysis.study import Study
 
-    return Study("t2i-tiny", ["bpgo"], [0], 2, 1, "", [*SMALL, *overrides], str(output), {}, processes)
+    return Study(
+        "t2i-tiny", ["bpgo"], [0], 2, 1, "", [*SMALL, *overrides], str(output), {}, processes
+    )
 
 
 def test_preflight_of_a_study_is_one_line_where_nothing_is_missing(capsys):
     study_of("").preflight()
-    assert capsys.readouterr().out == "preflight: nothing is missing\n"  # the same on each machine, for the built notebook
+    assert (
+        capsys.readouterr().out == "preflight: nothing is missing\n"
+    )  # the same on each machine, for the built notebook
 
 
 def test_preflight_of_a_study_stops_with_the_remedies(capsys, monkeypatch, tmp_path):
@@ -245,22 +318,32 @@ def test_preflight_of_a_study_stops_with_the_remedies(capsys, monkeypatch, tmp_p
     assert "Missing: someone/thing is not here: run this again with --download" in str(told.value)
     assert "Missing: prompts: there is no file nowhere.txt" in str(told.value)
     assert "free on that disk" in capsys.readouterr().out
-    with pytest.raises(RuntimeError, match=r"groups=2 cannot be split over optimiser\.updates=1 times 3 processes"):
+    with pytest.raises(
+        RuntimeError, match=r"groups=2 cannot be split over optimiser\.updates=1 times 3 processes"
+    ):
         study_of("", processes=3).preflight()
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if "Study(" in path.read_text()], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if "Study(" in path.read_text()], ids=lambda path: path.stem
+)
 def test_preflight_is_the_first_thing_that_a_training_notebook_runs(path):
     notebook = notebooks.read(path)
     first = next(cell for cell in code_of(notebook) if "parameters" not in tags(cell))
-    assert [line.partition("  #")[0] for line in first.source.splitlines() if line.startswith("study")][-1] == "study.preflight()"
-    assert "Trainer" not in first.source and "study.start()" in "".join(cell.source for cell in code_of(notebook))
-    assert "processes" in notebooks.parameters(notebook) and re.search(r"Study\(.*processes", first.source)
+    assert [
+        line.partition("  #")[0] for line in first.source.splitlines() if line.startswith("study")
+    ][-1] == "study.preflight()"
+    assert "Trainer" not in first.source and "study.start()" in "".join(
+        cell.source for cell in code_of(notebook)
+    )
+    assert "processes" in notebooks.parameters(notebook) and re.search(
+        r"Study\(.*processes", first.source
+    )
 
 
 IN_TWO = """
 import sys
-from bpgo.analysis.study import Study
+from reproduce.analysis.study import Study
 from bpgo.trainer import Trainer
 
 output, *overrides = sys.argv[1:]
@@ -283,8 +366,17 @@ def test_a_study_trains_in_two_processes(tmp_path, monkeypatch):
     words.write_text("a red circle\na shape")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    overrides = [f"evaluation.prompts={words}", "evaluation.oracle=false", "evaluation.held_out=null"]
-    done = subprocess.run([sys.executable, "-c", IN_TWO, tmp_path / "two", *SMALL, *overrides], cwd=ROOT, capture_output=True, text=True)
+    overrides = [
+        f"evaluation.prompts={words}",
+        "evaluation.oracle=false",
+        "evaluation.held_out=null",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TWO, tmp_path / "two", *SMALL, *overrides],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Launching training on 2 ") == 1
     logs, _ = study_of(tmp_path / "one", *overrides).train()
@@ -389,13 +481,20 @@ def test_a_wrong_request_is_refused(dummy, capsys):
     arguments = ["--root", str(dummy), "run"]
     assert notebooks.main([*arguments, "01_dumy", str(dummy / "out.ipynb")]) == 2
     assert "did you mean '01_dummy'?" in capsys.readouterr().err
-    assert notebooks.main([*arguments, "01_dummy", str(dummy / "notebooks" / "01_dummy.ipynb")]) == 2
+    assert (
+        notebooks.main([*arguments, "01_dummy", str(dummy / "notebooks" / "01_dummy.ipynb")]) == 2
+    )
     assert "where the sources are" in capsys.readouterr().err
 
 
 def test_parameters_are_typed_and_reach_the_record(dummy):
     done = run(
-        "01_dummy", dummy / "new" / "out.ipynb", f"output={dummy}", "iterations=3", "rate=1e-1", root=dummy
+        "01_dummy",
+        dummy / "new" / "out.ipynb",
+        f"output={dummy}",
+        "iterations=3",
+        "rate=1e-1",
+        root=dummy,
     )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr  # ipykernel's, of a connection in clear text
@@ -423,7 +522,15 @@ def test_a_failing_cell_fails_the_run_and_is_shown(dummy):
 def test_a_run_that_cannot_be_trusted_fails(line, says, dummy, capfd):
     script = dummy / "notebooks" / "01_dummy.py"
     script.write_text(script.read_text().replace("if fail:", f"{line}\nif fail:"))
-    arguments = ["--root", str(dummy), "run", "01_dummy", str(dummy / "out.ipynb"), "--timeout", "3"]
+    arguments = [
+        "--root",
+        str(dummy),
+        "run",
+        "01_dummy",
+        str(dummy / "out.ipynb"),
+        "--timeout",
+        "3",
+    ]
     assert notebooks.main([*arguments, "-p", f"output={dummy}"]) == 1
     assert says in capfd.readouterr().err
 
@@ -453,13 +560,27 @@ def test_the_norms_notice_a_bad_notebook(tmp_path):
     bad = tmp_path / "99_bad.py"
     cells = ["# # No question", "n = 1", "%pip install x", "Path('results/x.csv')\nrecord('x', {})"]
     kinds = [" [markdown]", ' tags=["parameters"]', "", ""]
-    bad.write_text("\n\n".join(f"# %%{kind}\n{cell}" for kind, cell in zip(kinds, cells, strict=True)))
+    bad.write_text(
+        "\n\n".join(f"# %%{kind}\n{cell}" for kind, cell in zip(kinds, cells, strict=True))
+    )
     found = "\n".join(faults_of_source(bad))
-    for fault in ("no question", "how long", "words", "python3", "`output`", "n = 1", "install", "x.csv", "tagged"):
+    for fault in (
+        "no question",
+        "how long",
+        "words",
+        "python3",
+        "`output`",
+        "n = 1",
+        "install",
+        "x.csv",
+        "tagged",
+    ):
         assert fault in found
     assert "lines" in "\n".join(faults_of_cell(nbformat.v4.new_code_cell("\n" * 30)))
 
-    cell = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("stream", name="stderr", text=str(ROOT))])
+    cell = nbformat.v4.new_code_cell(
+        "1", outputs=[nbformat.v4.new_output("stream", name="stderr", text=str(ROOT))]
+    )
     built = tmp_path / "99_bad.ipynb"
     built.write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[cell])))
     found = "\n".join(faults_of_built(built))

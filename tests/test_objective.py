@@ -63,7 +63,11 @@ def rewards_of(seed, n=5, g=8):
 def priors_for(r, seed=1):
     """One prior of each kind that the package takes."""
     rng = np.random.default_rng(seed)
-    return {"scalar": 0.4, "per prompt": rng.normal(0.5, 0.3, len(r)), "per sample": rng.normal(0.5, 0.3, r.shape)}
+    return {
+        "scalar": 0.4,
+        "per prompt": rng.normal(0.5, 0.3, len(r)),
+        "per sample": rng.normal(0.5, 0.3, r.shape),
+    }
 
 
 def given_as_tensor(prior):
@@ -106,7 +110,9 @@ def test_eps_damps_a_group_whose_spread_is_rounding():
 def test_advantages_do_not_change_when_the_reward_is_shifted_or_scaled(r, shift, scale):
     before = group_advantages(torch.tensor(r), eps=0.0)
     after = group_advantages(torch.tensor(scale * r + shift), eps=0.0)
-    distinct = torch.tensor(np.ptp(r, axis=1) > 0)  # a flat group: rounding may part its shifted rewards
+    distinct = torch.tensor(
+        np.ptp(r, axis=1) > 0
+    )  # a flat group: rounding may part its shifted rewards
     torch.testing.assert_close(after[distinct], before[distinct], rtol=1e-6, atol=1e-6)
 
 
@@ -116,8 +122,12 @@ def test_advantages_follow_their_samples_and_their_groups(r, seed):
     rng = np.random.default_rng(seed)
     samples, groups = rng.permutation(r.shape[1]), rng.permutation(r.shape[0])
     whole = group_advantages(torch.tensor(r))
-    assert_equal_to(group_advantages(torch.tensor(r[:, samples])), whole.numpy()[:, samples], atol=1e-9)
-    assert_equal_to(group_advantages(torch.tensor(r[groups])), whole.numpy()[groups], rtol=0, atol=0)
+    assert_equal_to(
+        group_advantages(torch.tensor(r[:, samples])), whole.numpy()[:, samples], atol=1e-9
+    )
+    assert_equal_to(
+        group_advantages(torch.tensor(r[groups])), whole.numpy()[groups], rtol=0, atol=0
+    )
 
 
 @examples
@@ -135,7 +145,9 @@ def test_advantages_are_bounded_centred_and_in_the_order_of_the_rewards(r):
 def test_the_bound_is_reached_by_one_sample_against_the_rest(g):
     one = np.zeros((1, g))
     one[0, 0] = 1
-    assert group_advantages(torch.tensor(one), eps=0.0)[0, 0].item() == pytest.approx((g - 1) / math.sqrt(g))
+    assert group_advantages(torch.tensor(one), eps=0.0)[0, 0].item() == pytest.approx(
+        (g - 1) / math.sqrt(g)
+    )
 
 
 def test_the_bound_holds_where_the_rewards_differ_by_their_last_bit():
@@ -156,14 +168,20 @@ def test_equal_rewards_give_exact_zeros(value, g, dtype):
     a = group_advantages(r)
     assert torch.equal(a[0], torch.zeros(g, dtype=dtype)) and a[1].abs().max() > 0.5
     for name, make in objective.OBJECTIVES.items():
-        if name in ("grpo", "ras") or abs(value) < 10:  # exp(R) overflows in CRT for the larger ones
-            assert torch.equal(make(r, 0.05, **SETTINGS).effective[0], torch.zeros(g, dtype=dtype)), name
+        if (
+            name in ("grpo", "ras") or abs(value) < 10
+        ):  # exp(R) overflows in CRT for the larger ones
+            assert torch.equal(
+                make(r, 0.05, **SETTINGS).effective[0], torch.zeros(g, dtype=dtype)
+            ), name
 
 
 def test_equal_rewards_whose_float_mean_is_another_number_need_a_rule_of_their_own():
     tenths = np.full((1, 12), 0.1)
     assert np.abs(zscore(tenths, eps=0.0)).max() > 0.5  # what equation 1 alone makes of them
-    assert torch.equal(group_advantages(torch.tensor(tenths), eps=0.0), torch.zeros(1, 12, dtype=torch.float64))
+    assert torch.equal(
+        group_advantages(torch.tensor(tenths), eps=0.0), torch.zeros(1, 12, dtype=torch.float64)
+    )
 
 
 # ------------------------------------------------------------------------------------ equation 2
@@ -181,7 +199,9 @@ def test_ras_weights_are_equation_2(kind, alpha, k):
 
 @examples
 @given(tables, st.floats(-5, 5), st.floats(0.01, 1), st.floats(0.001, 2))
-def test_weights_lie_between_1_minus_and_1_plus_alpha_and_grow_with_the_group_mean(r, prior, alpha, k):
+def test_weights_lie_between_1_minus_and_1_plus_alpha_and_grow_with_the_group_mean(
+    r, prior, alpha, k
+):
     w = ras_weights(torch.tensor(r), prior, alpha, k).numpy()
     assert (1 - alpha < w).all() and (w < 1 + alpha).all()
     deviation = r.mean(1) - prior
@@ -207,8 +227,12 @@ def test_a_prior_per_sample_counts_by_its_group_mean_in_ras_and_by_sample_in_crt
     r = rewards_of(3)
     prior = priors_for(r)["per sample"]
     mean = torch.tensor(prior.mean(1))
-    torch.testing.assert_close(ras_weights(torch.tensor(r), torch.tensor(prior)), ras_weights(torch.tensor(r), mean))
-    assert not torch.allclose(crt_rewards(torch.tensor(r), torch.tensor(prior)), crt_rewards(torch.tensor(r), mean))
+    torch.testing.assert_close(
+        ras_weights(torch.tensor(r), torch.tensor(prior)), ras_weights(torch.tensor(r), mean)
+    )
+    assert not torch.allclose(
+        crt_rewards(torch.tensor(r), torch.tensor(prior)), crt_rewards(torch.tensor(r), mean)
+    )
 
 
 # ------------------------------------------------------------------------------------ equation 4
@@ -229,7 +253,9 @@ def test_a_reward_at_the_prior_is_not_above_it():
 
 @examples
 @given(st.lists(thousandths, min_size=2, max_size=10, unique=True), thousandths)
-def test_crt_keeps_the_order_of_rewards_down_to_one_below_the_prior_and_turns_it_round_further_down(values, prior):
+def test_crt_keeps_the_order_of_rewards_down_to_one_below_the_prior_and_turns_it_round_further_down(
+    values, prior
+):
     """d/dR [lam (R - p) exp(R)] = lam (R - p + 1) exp(R): with the step at p upwards, increasing from p - 1 on."""
     r = np.sort(values)
     t = crt_rewards(torch.tensor(r)[None], prior)[0].numpy()
@@ -293,7 +319,9 @@ def test_one_kappa_gives_the_same_weights_on_every_reward_scale(r, prior, scale,
 def test_equal_rewards_give_k_zero_and_weights_of_one(value, shape, dtype):
     r = torch.full(shape, value, dtype=dtype)
     assert k_from_kappa(1.0, r) == 0.0
-    assert torch.equal(ras_weights(r, 10.0, 0.5, k_from_kappa(1.0, r)), torch.ones(shape[0], dtype=dtype))
+    assert torch.equal(
+        ras_weights(r, 10.0, 0.5, k_from_kappa(1.0, r)), torch.ones(shape[0], dtype=dtype)
+    )
 
 
 # ------------------------------------------------------------------------------------ the objectives
@@ -339,7 +367,9 @@ def test_the_institutes_variant_is_the_posterior_of_a_normal_mean(kind, alpha):
         anchor, error = p[i].mean(), row.std(ddof=1) / math.sqrt(len(row))
         lo, hi = min(anchor - 8, row.mean() - 12 * error), max(anchor + 8, row.mean() + 12 * error)
         theta = np.linspace(lo, hi, 40_001)
-        log_density = stats.norm.logpdf(theta, anchor, 1) + stats.norm.logpdf(row.mean(), theta, error)
+        log_density = stats.norm.logpdf(theta, anchor, 1) + stats.norm.logpdf(
+            row.mean(), theta, error
+        )
         density = np.exp(log_density - log_density.max())
         mean = (theta * density).sum() / density.sum()
         deviation = math.sqrt(((theta - mean) ** 2 * density).sum() / density.sum())
@@ -384,12 +414,16 @@ def test_the_objectives_leave_their_input_alone():
 def test_clipped_surrogate_is_ppos(log_ratio, advantages, c):
     ratio = np.exp(log_ratio)
     expected = np.maximum(-advantages * ratio, -advantages * np.clip(ratio, 1 - c, 1 + c))
-    assert_equal_to(clipped_surrogate(torch.tensor(log_ratio), torch.tensor(advantages), c), expected)
+    assert_equal_to(
+        clipped_surrogate(torch.tensor(log_ratio), torch.tensor(advantages), c), expected
+    )
 
 
 @pytest.mark.parametrize("advantage", [-2.0, 2.0])
 @pytest.mark.parametrize("log_ratio", [-0.5, -0.05, 0.0, 0.05, 0.5])
-def test_the_gradient_stops_only_where_the_ratio_has_gone_too_far_the_right_way(log_ratio, advantage):
+def test_the_gradient_stops_only_where_the_ratio_has_gone_too_far_the_right_way(
+    log_ratio, advantage
+):
     x = torch.tensor(log_ratio, dtype=torch.float64, requires_grad=True)
     clipped_surrogate(x, torch.tensor(advantage, dtype=torch.float64), 0.1).backward()
     too_far = log_ratio > math.log(1.1) if advantage > 0 else log_ratio < math.log(0.9)
@@ -431,12 +465,16 @@ def test_alpha_and_beta_zero_are_grpo_bit_for_bit(dtype, moved):
     for name, advantages in made.items():
         new = (theta + moved).requires_grad_(True)
         auxiliary = None if advantages.auxiliary is None else advantages.auxiliary.flatten()
-        loss = surrogate_loss(features @ new - features @ theta, advantages.main.flatten(), auxiliary, 0.1)
+        loss = surrogate_loss(
+            features @ new - features @ theta, advantages.main.flatten(), auxiliary, 0.1
+        )
         loss.backward()
         losses[name], gradients[name] = loss.detach(), new.grad
         assert torch.equal(advantages.effective, made["grpo"].main), name
     for name in made:
-        assert torch.equal(losses[name], losses["grpo"]) and torch.equal(gradients[name], gradients["grpo"]), name
+        assert torch.equal(losses[name], losses["grpo"]) and torch.equal(
+            gradients[name], gradients["grpo"]
+        ), name
     assert gradients["grpo"].abs().min() > 0
 
 
@@ -448,7 +486,9 @@ def test_at_ratio_one_the_gradient_is_grpos_with_the_effective_advantages(name):
     advantages = objective.OBJECTIVES[name](torch.tensor(r), 0.4, **SETTINGS)
     new = theta.clone().requires_grad_(True)
     auxiliary = None if advantages.auxiliary is None else advantages.auxiliary.flatten()
-    surrogate_loss(features @ new - features @ theta, advantages.main.flatten(), auxiliary, 1e-4).backward()
+    surrogate_loss(
+        features @ new - features @ theta, advantages.main.flatten(), auxiliary, 1e-4
+    ).backward()
     effective = advantages.effective.flatten().numpy()
     expected = -np.einsum("r,srw->w", effective, features.numpy()) / features[..., 0].numel()
     np.testing.assert_allclose(new.grad.numpy(), expected, rtol=1e-12)
@@ -468,7 +508,11 @@ def discordant(before, after):
 
 
 @examples
-@given(shapes.flatmap(lambda s: hnp.arrays(np.float64, (2, *s), elements=st.integers(-4, 4).map(float))))
+@given(
+    shapes.flatmap(
+        lambda s: hnp.arrays(np.float64, (2, *s), elements=st.integers(-4, 4).map(float))
+    )
+)
 def test_rank_inversions_count_discordant_pairs_and_no_ties(both):
     before, after = both
     expected = [discordant(a, b) for a, b in zip(before, after, strict=True)]
@@ -479,7 +523,9 @@ def test_rank_inversions_are_kendalls():
     """Without ties tau = (concordant - discordant) / pairs = 1 - 2 (share of inversions)."""
     rng = np.random.default_rng(0)
     before, after = rng.normal(size=(2, 6, 9))
-    expected = [(1 - stats.kendalltau(a, b).statistic) / 2 for a, b in zip(before, after, strict=True)]
+    expected = [
+        (1 - stats.kendalltau(a, b).statistic) / 2 for a, b in zip(before, after, strict=True)
+    ]
     assert_equal_to(rank_inversions(torch.tensor(before), torch.tensor(after)), expected)
 
 
@@ -507,14 +553,17 @@ def test_effective_sample_size_at_its_ends():
 
 @examples
 @given(
-    hnp.arrays(np.float64, (3, 8), elements=st.floats(-1, 1)), hnp.arrays(np.float64, 8, elements=st.floats(-2, 2))
+    hnp.arrays(np.float64, (3, 8), elements=st.floats(-1, 1)),
+    hnp.arrays(np.float64, 8, elements=st.floats(-2, 2)),
 )
 def test_ratio_diagnostics(log_ratio, advantages):
     ratio = np.exp(log_ratio)
     up = np.mean((ratio > 1.2) & (advantages > 0))
     down = np.mean((ratio < 0.8) & (advantages < 0))
     kl = np.mean(ratio - 1 - log_ratio)
-    found = ratio_diagnostics(torch.tensor(log_ratio).requires_grad_(True), torch.tensor(advantages), 0.2)
+    found = ratio_diagnostics(
+        torch.tensor(log_ratio).requires_grad_(True), torch.tensor(advantages), 0.2
+    )
     assert not found.requires_grad
     assert_equal_to(found, [up, down, kl], atol=1e-14)
 
@@ -554,11 +603,26 @@ def test_group_diagnostics_tell_what_the_objective_made_of_a_batch(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_precision_of_the_rewards_is_kept(dtype):
     r = torch.tensor(rewards_of(14), dtype=dtype)
-    for prior in (0.4, torch.tensor(0.4, dtype=torch.float64), torch.zeros(5), torch.zeros(5, 8, dtype=torch.float64)):
-        assert group_advantages(r).dtype == ras_weights(r, prior).dtype == crt_rewards(r, prior).dtype == dtype
+    for prior in (
+        0.4,
+        torch.tensor(0.4, dtype=torch.float64),
+        torch.zeros(5),
+        torch.zeros(5, 8, dtype=torch.float64),
+    ):
+        assert (
+            group_advantages(r).dtype
+            == ras_weights(r, prior).dtype
+            == crt_rewards(r, prior).dtype
+            == dtype
+        )
         for make in objective.OBJECTIVES.values():
             made = make(r, prior, **SETTINGS)
-            assert {made.main.dtype, made.effective.dtype, made.weights.dtype, made.transformed.dtype} == {dtype}
+            assert {
+                made.main.dtype,
+                made.effective.dtype,
+                made.weights.dtype,
+                made.transformed.dtype,
+            } == {dtype}
     assert clipped_surrogate(r, r, 0.1).dtype == surrogate_loss(r, r, r, 0.1).dtype == dtype
     assert effective_sample_size(r).dtype == rank_inversions(r, r).dtype == dtype
 
@@ -581,12 +645,19 @@ ON_REWARDS = [
     pytest.param(lambda r: ras_weights(r, 0.5), id="ras_weights"),
     pytest.param(lambda r: crt_rewards(r, 0.5), id="crt_rewards"),
     pytest.param(lambda r: k_from_kappa(1.0, r), id="k_from_kappa"),
-    *(pytest.param(lambda r, f=f: f(r, 0.5, **SETTINGS), id=name) for name, f in objective.OBJECTIVES.items()),
+    *(
+        pytest.param(lambda r, f=f: f(r, 0.5, **SETTINGS), id=name)
+        for name, f in objective.OBJECTIVES.items()
+    ),
 ]
 WITH_PRIOR = [
     pytest.param(ras_weights, id="ras_weights"),
     pytest.param(crt_rewards, id="crt_rewards"),
-    *(pytest.param(lambda r, p, f=f: f(r, p, **SETTINGS), id=n) for n, f in objective.OBJECTIVES.items() if n != "grpo"),
+    *(
+        pytest.param(lambda r, p, f=f: f(r, p, **SETTINGS), id=n)
+        for n, f in objective.OBJECTIVES.items()
+        if n != "grpo"
+    ),
 ]
 
 
@@ -651,7 +722,9 @@ def test_a_clip_range_below_0_is_refused(clip_range):
         clipped_surrogate(torch.zeros(3), torch.ones(3), clip_range)
 
 
-@pytest.mark.parametrize("dtype,fits,overflows", [(torch.float32, 80.0, 89.0), (torch.float64, 700.0, 710.0)])
+@pytest.mark.parametrize(
+    "dtype,fits,overflows", [(torch.float32, 80.0, 89.0), (torch.float64, 700.0, 710.0)]
+)
 def test_a_reward_whose_exponential_overflows_is_refused_in_crt_alone(dtype, fits, overflows):
     for make in (crt_rewards, lambda r, p: objective.bpgo(r, p, **SETTINGS)):
         make(torch.tensor([[0.0, fits]], dtype=dtype), 0.5)

@@ -37,7 +37,9 @@ def requirements_of(*extras: str) -> list[Requirement]:
         seen.add(extra)
         for requirement in map(Requirement, EXTRAS[extra]):
             if requirement.name == PROJECT["name"]:
-                waiting.extend(sorted(requirement.extras))  # a set: pytest's workers must list the same tests in the same order
+                waiting.extend(
+                    sorted(requirement.extras)
+                )  # a set: pytest's workers must list the same tests in the same order
             else:
                 found.append(requirement)
     return found
@@ -66,14 +68,18 @@ def make(*arguments: str, **environment: str) -> str:
     outer_make = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON"}
     environment = {k: v for k, v in os.environ.items() if k not in outer_make} | environment
     command = ["make", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def makefile_verbs() -> list[str]:
     """The targets that the Makefile declares phony."""
-    return re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1].split()
+    return re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[
+        1
+    ].split()
 
 
 def test_every_lock_line_is_a_plain_pin():
@@ -94,17 +100,27 @@ def test_lock_pins_every_requirement_within_its_bound(requirement):
         pytest.skip(f"not needed here: {requirement.marker}")
     name = canonicalize_name(requirement.name)
     assert name in pins(), "make lock"
-    assert requirement.specifier.contains(pins()[name], prereleases=True), f"{pins()[name]}: make lock"
+    assert requirement.specifier.contains(pins()[name], prereleases=True), (
+        f"{pins()[name]}: make lock"
+    )
 
 
 def test_lock_installs_on_the_oldest_python_that_is_promised():
     """Debian 12 has 3.11.2. As the packages themselves say, where the pinned version is the one at hand."""
     oldest = re.search(r">=\s*([\d.]+)", PROJECT["requires-python"])[1] + ".0"
     here = {canonicalize_name(each.metadata["Name"]): each for each in metadata.distributions()}
-    same = [here[name] for name, version in pins().items() if name in here and Version(here[name].version) == version]
+    same = [
+        here[name]
+        for name, version in pins().items()
+        if name in here and Version(here[name].version) == version
+    ]
     asked = {each.metadata["Name"]: each.metadata["Requires-Python"] for each in same}
     assert asked, "not the environment of the lock"
-    refuse = {name: bound for name, bound in asked.items() if bound and not SpecifierSet(bound).contains(oldest)}
+    refuse = {
+        name: bound
+        for name, bound in asked.items()
+        if bound and not SpecifierSet(bound).contains(oldest)
+    }
     assert not refuse, "pin an older version by hand, or: make lock BOOTSTRAP=the oldest Python"
 
 
@@ -134,7 +150,9 @@ def test_environment_installs_what_pyproject_states():
     assert lock == "-r requirements.lock"
     extras = re.fullmatch(r"-e \.\[([a-z,]+)\]", project)[1].split(",")
     assert set(extras) <= set(EXTRAS)
-    locked_for = re.search(r"'\.\[([a-z,]+)\]'", (ROOT / "requirements.lock").read_text(encoding="utf-8"))[1]
+    locked_for = re.search(
+        r"'\.\[([a-z,]+)\]'", (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    )[1]
     assert extras == locked_for.split(",")
 
 
@@ -170,20 +188,27 @@ def test_make_sets_up_a_fresh_clone_whatever_PYTHON_is_in_the_environment(verb):
     commands = make("--dry-run", "--always-make", verb, PYTHON="/nowhere/python")
     install = commands.index("install --quiet -r requirements.lock")
     stamp = commands.index("touch .venv/.installed")
-    run = commands.index(".venv/bin/python -m ruff" if verb == "test" else ".venv/bin/python reproduce")
+    run = commands.index(
+        ".venv/bin/python -m ruff" if verb == "test" else ".venv/bin/python reproduce"
+    )
     assert install < stamp < run
 
 
 def test_ci_makes_the_tests():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert script.read_text(encoding="utf-8").splitlines()[-2:] == ["make test", "make test ARGS='-m site'"]
+    assert script.read_text(encoding="utf-8").splitlines()[-2:] == [
+        "make test",
+        "make test ARGS='-m site'",
+    ]
 
 
 def test_git_ignores_no_file_of_the_package():
     """Wheels are built from what git does not ignore: an ignored checkpoint would be missing in them."""
     ignored = listed_by_git("--others", "--ignored", "--exclude-standard", "--", "bpgo")
-    assert [path for path in ignored if not re.search(r"__pycache__/|\.pyc$|\.DS_Store$", path)] == []
+    assert [
+        path for path in ignored if not re.search(r"__pycache__/|\.pyc$|\.DS_Store$", path)
+    ] == []
     for suffix in ("safetensors", "json", "jsonl", "md", "txt"):
         path = f"bpgo/checkpoints/example/file.{suffix}"
         command = ["git", "check-ignore", "--quiet", "--no-index", path]

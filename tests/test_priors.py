@@ -13,7 +13,11 @@ from scipy import stats
 from bpgo.objective import bpgo, ras_weights
 from bpgo.priors import Constant, EmpiricalBayes, PerPrompt, RunningMean, posterior_sharpness
 
-REWARDS = [torch.tensor([[0.1, 0.4], [0.2, 0.9]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[-1.0, 0.0], [0.5, 0.5]])]
+REWARDS = [
+    torch.tensor([[0.1, 0.4], [0.2, 0.9]]),
+    torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+    torch.tensor([[-1.0, 0.0], [0.5, 0.5]]),
+]
 PROMPTS = ["a shape", "a red circle"]
 
 
@@ -28,9 +32,13 @@ def test_the_running_mean_in_closed_form(momentum):
     prior = RunningMean(momentum)
     means = [rewards.double().mean().item() for rewards in REWARDS]
     for n, rewards in enumerate(REWARDS):
-        past = means[0]  # of the first batch itself, then m^(n-1) r_0 + (1 - m) sum_i m^(n-1-i) r_i over the batches before
+        past = means[
+            0
+        ]  # of the first batch itself, then m^(n-1) r_0 + (1 - m) sum_i m^(n-1-i) r_i over the batches before
         if n:
-            shares = [momentum ** (n - 1)] + [(1 - momentum) * momentum ** (n - 1 - i) for i in range(1, n)]
+            shares = [momentum ** (n - 1)] + [
+                (1 - momentum) * momentum ** (n - 1 - i) for i in range(1, n)
+            ]
             assert sum(shares) == pytest.approx(1)
             past = sum(share * mean for share, mean in zip(shares, means, strict=False))
         assert prior(PROMPTS, rewards) == pytest.approx(past, rel=1e-6)
@@ -71,17 +79,29 @@ def test_a_table_answers_by_prompt_in_the_order_asked():
 
 
 def test_a_prompt_that_the_table_lacks_is_named():
-    with pytest.raises(KeyError, match="no reference reward for prompt 'a blue box' \\(1 missing\\)"):
+    with pytest.raises(
+        KeyError, match="no reference reward for prompt 'a blue box' \\(1 missing\\)"
+    ):
         PerPrompt({"a shape": 0.25})(["a shape", "a blue box"], REWARDS[0])
 
 
-@pytest.mark.parametrize("prior", [Constant(0.3), RunningMean(0.9), PerPrompt({"a shape": 0.25, "a red circle": 0.75}), EmpiricalBayes()])
+@pytest.mark.parametrize(
+    "prior",
+    [
+        Constant(0.3),
+        RunningMean(0.9),
+        PerPrompt({"a shape": 0.25, "a red circle": 0.75}),
+        EmpiricalBayes(),
+    ],
+)
 def test_every_prior_is_what_the_objectives_take(prior):
     value = prior(PROMPTS, REWARDS[0])
     expected = torch.as_tensor(value).expand(2)
     weights = ras_weights(REWARDS[0], value, alpha=0.5, k=2.0)
     deviation = REWARDS[0].mean(1) - expected
-    torch.testing.assert_close(weights, 1 + 0.5 * torch.tanh(deviation))  # 2 sigmoid(2 d) - 1 = tanh(d)
+    torch.testing.assert_close(
+        weights, 1 + 0.5 * torch.tanh(deviation)
+    )  # 2 sigmoid(2 d) - 1 = tanh(d)
     assert bpgo(REWARDS[0], value, alpha=0.5, k=2.0, lam=1.0, beta=0.5).main.shape == (2, 2)
 
 
@@ -102,7 +122,9 @@ def posterior(rewards):
     between = np.var(found.mean(1), ddof=1) - within / size
     mu = found.mean()
     grid = np.linspace(mu - 12 * between**0.5, mu + 12 * between**0.5, 40001)
-    density = stats.norm.pdf(grid, mu, between**0.5)[None] * stats.norm.pdf(found.mean(1)[:, None], grid[None], (within / size) ** 0.5)
+    density = stats.norm.pdf(grid, mu, between**0.5)[None] * stats.norm.pdf(
+        found.mean(1)[:, None], grid[None], (within / size) ** 0.5
+    )
     return torch.from_numpy((density * (grid > mu)).sum(1) / density.sum(1))
 
 
@@ -134,7 +156,12 @@ def test_scale_and_shift_of_the_reward_leave_its_weights_as_they_are(scale, shif
     plain, moved = EmpiricalBayes(), EmpiricalBayes()
     for i in range(3):
         rewards = groups(8, 4, 0.0, 1.0, 1.0, 100 * seed + i)
-        torch.testing.assert_close(weights_of(moved, scale * rewards + shift), weights_of(plain, rewards), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            weights_of(moved, scale * rewards + shift),
+            weights_of(plain, rewards),
+            atol=1e-6,
+            rtol=0,
+        )
         plain.update(rewards), moved.update(scale * rewards + shift)
 
 
@@ -151,10 +178,14 @@ def test_with_ever_more_samples_a_group_is_wholly_above_or_wholly_below():
     means = rewards.mean(1)
     clear = (means - means.mean()).abs() > 0.1
     expected = 1 + 0.5 * (means - means.mean()).sign()
-    torch.testing.assert_close(weights_of(EmpiricalBayes(), rewards)[clear], expected[clear], atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        weights_of(EmpiricalBayes(), rewards)[clear], expected[clear], atol=1e-3, rtol=0
+    )
     sharp = [posterior_sharpness(1.0, 1.0, size) for size in (2, 8, 32, 10**6)]
     assert sharp == sorted(sharp)
-    assert sharp[-1] == pytest.approx(math.pi * math.sqrt(1e6 / 3), rel=1e-5)  # B -> 1: RAS of a fixed k
+    assert sharp[-1] == pytest.approx(
+        math.pi * math.sqrt(1e6 / 3), rel=1e-5
+    )  # B -> 1: RAS of a fixed k
 
 
 def test_noiseless_groups_and_a_single_group_have_finite_weights():
@@ -167,5 +198,8 @@ def test_empirical_bayes_goes_on_exactly_after_a_restart():
     prior = EmpiricalBayes()
     for rewards in REWARDS:
         again = restarted(prior, EmpiricalBayes())
-        assert (again(PROMPTS, rewards), again.sharpness(rewards)) == (prior(PROMPTS, rewards), prior.sharpness(rewards))
+        assert (again(PROMPTS, rewards), again.sharpness(rewards)) == (
+            prior(PROMPTS, rewards),
+            prior.sharpness(rewards),
+        )
         prior.update(rewards)

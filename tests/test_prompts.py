@@ -13,11 +13,11 @@ from PIL import Image
 
 from bpgo.files import SHIPPED
 from bpgo.prompts import Prompt, images_of, key_of, pixels_of, read_prompts
-from bpgo.shapes.clip_captions import graded_prompts, parse
-from bpgo.shapes.clip_oracle import read
-from bpgo.shapes.clips import MOVING
-from bpgo.shapes.fit import SEEDS
-from bpgo.shapes.pretrain import data_uri
+from bpgo.worlds.clips.captions import graded_prompts, parse
+from bpgo.worlds.clips.oracle import read
+from bpgo.worlds.clips.scenes import MOVING
+from bpgo.worlds.pretrain import data_uri
+from bpgo.worlds.pretrain.fit import SEEDS
 
 
 def image(seed=0, size=(8, 8), mode="RGB"):
@@ -45,7 +45,9 @@ def file(tmp_path):
 
     def write(name, content):
         if isinstance(content, list):
-            content = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in content)
+            content = "".join(
+                (row if isinstance(row, str) else json.dumps(row)) + "\n" for row in content
+            )
         place = tmp_path / name
         place.write_bytes(content if isinstance(content, bytes) else content.encode())
         return str(place)
@@ -72,8 +74,15 @@ def test_a_key_tells_words_and_pictures_apart():
     first, again, other = (Prompt("it moves", image(seed)) for seed in (0, 0, 1))
     assert first.key == again.key == key_of(first)
     assert first.key.startswith("it moves [")
-    different = [first, other, Prompt("it moves"), Prompt("it grows", image()), Prompt("it moves", image().convert("L")),
-                 Prompt("it moves", image().resize((4, 16))), Prompt("it moves", image(0, (16, 4)))]  # fmt: skip
+    different = [
+        first,
+        other,
+        Prompt("it moves"),
+        Prompt("it grows", image()),
+        Prompt("it moves", image().convert("L")),
+        Prompt("it moves", image().resize((4, 16))),
+        Prompt("it moves", image(0, (16, 4))),
+    ]
     flipped = image()
     flipped.putpixel((7, 7), tuple(255 - v for v in flipped.getpixel((7, 7))))
     assert len({p.key for p in [*different, Prompt("it moves", flipped)]}) == len(different) + 1
@@ -94,7 +103,9 @@ def test_images_of_prompts():
     assert images_of(["a shape", Prompt("it")]) is None
     assert images_of([]) is None
     for mixed in ([first, "a shape", second], [Prompt("a shape"), first, second]):
-        with pytest.raises(ValueError, match=r"prompt 'a shape' has no image, and others have \(1 of 3 without\)"):
+        with pytest.raises(
+            ValueError, match=r"prompt 'a shape' has no image, and others have \(1 of 3 without\)"
+        ):
             images_of(mixed)
 
 
@@ -105,7 +116,9 @@ def test_pixels_are_channels_first_and_in_the_unit_interval():
     assert found.dtype == torch.float32
     for i, picture in enumerate(pictures):
         for x, y in ((0, 0), (7, 0), (2, 5)):
-            assert found[i, :, y, x].tolist() == pytest.approx([v / 255 for v in picture.getpixel((x, y))])
+            assert found[i, :, y, x].tolist() == pytest.approx(
+                [v / 255 for v in picture.getpixel((x, y))]
+            )
     given = torch.rand(2, 3, 8, 8)
     assert pixels_of(given) is given
 
@@ -130,7 +143,11 @@ def test_only_a_line_break_ends_a_line(file):
 def test_files_are_utf_8_with_or_without_a_mark(file, name):
     line = "ein grüner Kreis 圆"
     text = line if name.endswith("txt") else json.dumps({"prompt": line}, ensure_ascii=False)
-    assert read_prompts(file(name, text)) == read_prompts(file(name, b"\xef\xbb\xbf" + text.encode())) == [line]
+    assert (
+        read_prompts(file(name, text))
+        == read_prompts(file(name, b"\xef\xbb\xbf" + text.encode()))
+        == [line]
+    )
     place = file(name, "grün".encode("latin-1"))
     with pytest.raises(ValueError, match=f"{name} is not UTF-8"):
         read_prompts(place)
@@ -153,7 +170,9 @@ def test_json_lines_carry_pictures(file, tmp_path):
     assert found[0].key != found[0]
 
 
-def test_a_relative_picture_lies_beside_the_file_and_not_where_one_works(file, tmp_path, monkeypatch):
+def test_a_relative_picture_lies_beside_the_file_and_not_where_one_works(
+    file, tmp_path, monkeypatch
+):
     image(1).save(tmp_path / "one.png")
     place = file("p.jsonl", [{"prompt": "it", "image": "one.png"}])
     (tmp_path / "elsewhere").mkdir()
@@ -162,11 +181,24 @@ def test_a_relative_picture_lies_beside_the_file_and_not_where_one_works(file, t
     assert pixels(read_prompts(place)[0].image) == pixels(image(1))
 
 
-@pytest.mark.parametrize("row", ['{"text": "a shape"}', '{"prompt": "a shape"', '["a shape"]', '"prompt"', "a shape", '{"prompt": 3}',
-                                 '{"prompt": null}', '{"prompt": ["a"]}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"text": "a shape"}',
+        '{"prompt": "a shape"',
+        '["a shape"]',
+        '"prompt"',
+        "a shape",
+        '{"prompt": 3}',
+        '{"prompt": null}',
+        '{"prompt": ["a"]}',
+    ],
+)
 def test_what_is_no_row_is_named_by_file_and_line(file, row):
     place = file("p.jsonl", [{"prompt": "a shape"}, "", "  ", row])
-    with pytest.raises(ValueError, match=r'p\.jsonl is not JSON lines with the key "prompt".* \(line 4\)') as error:
+    with pytest.raises(
+        ValueError, match=r'p\.jsonl is not JSON lines with the key "prompt".* \(line 4\)'
+    ) as error:
         read_prompts(place)
     assert place in str(error.value)
 
@@ -181,27 +213,38 @@ BROKEN = {
     "not base64": "data:image/png;base64,@@@",
     "no data": "data:",
     "svg": "data:image/svg+xml,<svg/>",
-    "a bomb": uri(b"BM" + bytes(12) + (40).to_bytes(4, "little") + (400000).to_bytes(4, "little") * 2 + b"\x01\0\x18\0" + bytes(24)),
+    "a bomb": uri(
+        b"BM"
+        + bytes(12)
+        + (40).to_bytes(4, "little")
+        + (400000).to_bytes(4, "little") * 2
+        + b"\x01\0\x18\0"
+        + bytes(24)
+    ),
     "a text file": "p.jsonl",
     "a folder": ".",
     "no file name": "a\0b",
     "a number": 3,
     "a list": ["x.png"],
     "long": "x" * 5000,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_what_is_no_picture_is_named_by_file_and_line(file, kind):
     place = file("p.jsonl", ["", {"prompt": "a shape"}, {"prompt": "it", "image": BROKEN[kind]}])
-    with pytest.raises(ValueError, match=r"p\.jsonl, line 3: .* is no image that can be read") as error:
+    with pytest.raises(
+        ValueError, match=r"p\.jsonl, line 3: .* is no image that can be read"
+    ) as error:
         read_prompts(place)
     assert place in str(error.value)
     assert len(str(error.value)) < len(place) + 150
 
 
 def test_a_missing_picture_is_named(file, tmp_path):
-    place = file("p.jsonl", [{"prompt": "a shape"}, "", {"prompt": "it", "image": "nowhere/one.png"}])
+    place = file(
+        "p.jsonl", [{"prompt": "a shape"}, "", {"prompt": "it", "image": "nowhere/one.png"}]
+    )
     with pytest.raises(FileNotFoundError, match=r"p\.jsonl, line 3: there is no image") as error:
         read_prompts(place)
     assert str(tmp_path / "nowhere" / "one.png") in str(error.value)
@@ -233,30 +276,46 @@ def test_data_uris_keep_every_level():
     torch.testing.assert_close(pixels_of([back])[0], picture)
 
 
-@pytest.mark.parametrize(("name", "n", "seed", "specified"), [("train", 512, 0, 0.75), ("evaluation", 64, 1, 0.5)])
+@pytest.mark.parametrize(
+    ("name", "n", "seed", "specified"), [("train", 512, 0, 0.75), ("evaluation", 64, 1, 0.5)]
+)
 def test_the_shipped_prompts_of_clips_are_graded_and_show_what_they_say(name, n, seed, specified):
     found = graded_prompts(n, SEEDS["video_prompts"] + seed, specified, True)
     prompts = read_prompts(f"prompts/image-clip-{name}.jsonl")
     assert prompts == [row["prompt"] for _, row in found]
     assert len({p.key for p in prompts}) == n  # each has a start of its own
     assert {(p.image.mode, p.image.size) for p in prompts} == {("RGB", (32, 32))}
-    seen = read(pixels_of(images_of(prompts))[:, None].expand(-1, 9, -1, -1, -1)).clips  # a video that stays as it is
+    seen = read(
+        pixels_of(images_of(prompts))[:, None].expand(-1, 9, -1, -1, -1)
+    ).clips  # a video that stays as it is
     for prompt, clip, (meant, _) in zip(prompts, seen, found, strict=True):
         said = parse(prompt)
         assert (clip.shape, clip.colour, clip.motion) == (meant.shape, meant.colour, "still")
         assert said.shape in (None, clip.shape)
         assert said.colour in (None, clip.colour)
-    assert Counter(parse(p).motion in (None, MOVING) or (parse(p).speed is None and parse(p).motion != "still") for p in prompts) == {
-        False: n * specified, True: n * (1 - specified)}  # fmt: skip
-    rows = [json.loads(line) for line in (SHIPPED / "prompts" / f"image-clip-{name}.jsonl").read_text().splitlines()]
-    assert [{k: v for k, v in row.items() if k != "image"} for row in rows] == [row for _, row in found]
+    assert Counter(
+        parse(p).motion in (None, MOVING) or (parse(p).speed is None and parse(p).motion != "still")
+        for p in prompts
+    ) == {False: n * specified, True: n * (1 - specified)}
+    rows = [
+        json.loads(line)
+        for line in (SHIPPED / "prompts" / f"image-clip-{name}.jsonl").read_text().splitlines()
+    ]
+    assert [{k: v for k, v in row.items() if k != "image"} for row in rows] == [
+        row for _, row in found
+    ]
 
 
-@pytest.mark.parametrize(("name", "n", "seed", "specified"), [("train", 512, 0, 0.75), ("evaluation", 64, 1, 0.5)])
+@pytest.mark.parametrize(
+    ("name", "n", "seed", "specified"), [("train", 512, 0, 0.75), ("evaluation", 64, 1, 0.5)]
+)
 def test_the_shipped_prompts_of_clips_without_pictures_are_graded(name, n, seed, specified):
     found = graded_prompts(n, SEEDS["video_prompts"] + seed, specified, False)
     prompts = read_prompts(f"prompts/clip-{name}.jsonl")
     assert prompts == [row["prompt"] for _, row in found]
     assert images_of(prompts) is None
-    rows = [json.loads(line) for line in (SHIPPED / "prompts" / f"clip-{name}.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (SHIPPED / "prompts" / f"clip-{name}.jsonl").read_text().splitlines()
+    ]
     assert rows == [row for _, row in found]

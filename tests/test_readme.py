@@ -6,9 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import readme
-
-from bpgo.analysis import claims, evidence
+from reproduce import readme
+from reproduce.analysis import claims, evidence
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -40,15 +39,23 @@ def test_its_links_lead_to_files_of_the_repository():
 
 def test_its_commands_exist():
     verbs = set(re.findall(r"(?:^|`)make (\w+)", TEXT, re.MULTILINE))
-    assert verbs <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)), verbs
+    assert verbs <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)), (
+        verbs
+    )
     commands = set(re.findall(r"python -m bpgo (\w+)", TEXT))
-    known = subprocess.run([sys.executable, "-m", "bpgo", "--help"], capture_output=True, text=True, check=True).stdout
+    known = subprocess.run(
+        [sys.executable, "-m", "bpgo", "--help"], capture_output=True, text=True, check=True
+    ).stdout
     assert commands and all(command in known for command in commands), commands
 
 
 def test_the_claims_in_the_table_are_those_of_the_records():
-    computed = claims.verdicts(*readme.evidence.read(ROOT / readme.STUDY)).to_csv(index=False, lineterminator="\n")
-    assert (ROOT / readme.STUDY / "claims.csv").read_text() == computed, "out of date: run `python reproduce/study.py tables`"
+    computed = claims.verdicts(*readme.evidence.read(ROOT / readme.STUDY)).to_csv(
+        index=False, lineterminator="\n"
+    )
+    assert (ROOT / readme.STUDY / "claims.csv").read_text() == computed, (
+        "out of date: run `python reproduce/study.py tables`"
+    )
 
 
 def test_the_differences_told_in_short_are_those_of_the_records():
@@ -56,17 +63,29 @@ def test_the_differences_told_in_short_are_those_of_the_records():
     number = r"[+-]?\d*\.\d+"
     triple = re.compile(rf"({number}) \(({number})\s+to\s+({number})\)")
     short = TEXT[TEXT.index("**In short**") : TEXT.index("<!-- study -->")]
-    built = [json.loads(path.read_text()) for path in sorted((ROOT / "notebooks").glob("0[6-9]*.ipynb"))]
-    printed = ["".join(o.get("text", "")) for notebook in built for cell in notebook["cells"] for o in cell.get("outputs", ())]
+    built = [
+        json.loads(path.read_text()) for path in sorted((ROOT / "notebooks").glob("0[6-9]*.ipynb"))
+    ]
+    printed = [
+        "".join(o.get("text", ""))
+        for notebook in built
+        for cell in notebook["cells"]
+        for o in cell.get("outputs", ())
+    ]
     sources = [(ROOT / readme.STUDY / "claims.csv").read_text(), *printed]
     known = [tuple(map(float, found)) for text in sources for found in triple.findall(text)]
     plan, records = evidence.read(ROOT / readme.STUDY)
     ended = evidence.final(plan, records, "digits", "digits", evidence.PRIMARY)
-    known += evidence.compare(ended, "grpo")[["- grpo", "from", "to"]].itertuples(index=False, name=None)
+    known += evidence.compare(ended, "grpo")[["- grpo", "from", "to"]].itertuples(
+        index=False, name=None
+    )
     told = triple.findall(" ".join(short.split()))
     assert len(told) > 10
     for words in told:
         near = [0.51 * 10.0 ** -len(word.partition(".")[2]) for word in words]
-        assert any(all(abs(float(w) - x) <= e for w, x, e in zip(words, row, near, strict=True)) for row in known), words
+        assert any(
+            all(abs(float(w) - x) <= e for w, x, e in zip(words, row, near, strict=True))
+            for row in known
+        ), words
     lost = re.search(r"none spoke\s+in the (\d+) runs", TEXT)[1]
     assert any(f"guards spoke in 0 of {lost} runs that lost" in text for text in printed)

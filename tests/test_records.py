@@ -16,7 +16,9 @@ VALUES = {"before": {"reward": 0.25, "seeds": 3}, "grpo": {"reward": 0.5, "seeds
 def test_a_record_comes_back_from_its_file_as_it_was(tmp_path):
     folder = tmp_path / "new" / "folder"
     context = {"seeds": [0]}
-    written = record("t2i", VALUES, folder, rtol=0.1, atol=0.2, context=context, uncompared=["note"])
+    written = record(
+        "t2i", VALUES, folder, rtol=0.1, atol=0.2, context=context, uncompared=["note"]
+    )
     assert read_records(folder) == [written]
     assert written["values"] == VALUES
     assert (written["rtol"], written["atol"], written["uncompared"]) == (0.1, 0.2, ["note"])
@@ -32,11 +34,23 @@ def test_records_are_read_in_the_order_of_their_names(tmp_path):
 
 
 def test_array_scalars_and_arrays_become_plain_numbers():
-    values = {"numpy": np.float32(0.5), "torch": torch.tensor(2), "all": np.arange(2), "pair": (1, 2.0)}
-    assert record("x", values)["values"] == {"numpy": 0.5, "torch": 2, "all": [0, 1], "pair": [1, 2.0]}
+    values = {
+        "numpy": np.float32(0.5),
+        "torch": torch.tensor(2),
+        "all": np.arange(2),
+        "pair": (1, 2.0),
+    }
+    assert record("x", values)["values"] == {
+        "numpy": 0.5,
+        "torch": 2,
+        "all": [0, 1],
+        "pair": [1, 2.0],
+    }
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), torch.tensor(float("nan")), np.float64("-inf")])
+@pytest.mark.parametrize(
+    "bad", [float("nan"), float("inf"), torch.tensor(float("nan")), np.float64("-inf")]
+)
 def test_a_number_that_is_not_finite_is_refused_by_its_key(bad, tmp_path):
     with pytest.raises(ValueError, match=r"t2i\.grpo\.reward\.1 is -?(nan|inf).*None"):
         record("t2i", {"grpo": {"reward": [0.0, bad]}}, tmp_path)
@@ -122,7 +136,9 @@ def test_outside_ipython_the_table_is_printed(capsys):
 def test_inside_ipython_the_table_is_shown_with_its_bundle(monkeypatch, capsys):
     shown = []
     display = SimpleNamespace(display=lambda bundle, raw: shown.append((bundle, raw)))
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=object, display=display))
+    monkeypatch.setitem(
+        sys.modules, "IPython", SimpleNamespace(get_ipython=object, display=display)
+    )
     whole = record("x", {"a": 0.5}, context={"seed": 1})
     # What depends on the checkout or the run stays out, or a rebuilt notebook would always differ.
     bundle = {key: whole[key] for key in ("name", "values", "rtol", "atol", "uncompared")}

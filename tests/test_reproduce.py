@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-import reproduce
+from reproduce import run as reproduce
 
-PATIENCE = 600  # seconds, on a machine that is busy with something else; a minute is plenty otherwise
+PATIENCE = (
+    600  # seconds, on a machine that is busy with something else; a minute is plenty otherwise
+)
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = """\
 # ---
@@ -60,11 +62,13 @@ def root(tmp_path, monkeypatch):
 @pytest.fixture
 def start(root):
     """Starts the study, each time in a process group of its own; whatever is left of them ends with the test."""
-    command = [sys.executable, ROOT / "reproduce" / "reproduce.py", "--root", root]
+    command = [sys.executable, ROOT / "reproduce" / "run.py", "--root", root]
     pipe, started = subprocess.PIPE, []
 
     def popen():
-        started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True))
+        started.append(
+            subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        )
         return started[-1]
 
     yield popen
@@ -98,12 +102,16 @@ def start_and_wait_until_seed_1_is_alone_unfinished(root, start):
     process = start()
     deadline = time.monotonic() + PATIENCE
     while not (stamp_of(root, 0).exists() and stamp_of(root, 2).exists() and "1" in ran(root)):
-        assert time.monotonic() < deadline and process.poll() is None, "the study did not get under way"
+        assert time.monotonic() < deadline and process.poll() is None, (
+            "the study did not get under way"
+        )
         time.sleep(0.1)
     return process
 
 
-needs_two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="the waiting job takes one core")
+needs_two_cores = pytest.mark.skipif(
+    (os.cpu_count() or 1) < 2, reason="the waiting job takes one core"
+)
 
 
 @needs_two_cores
@@ -115,7 +123,9 @@ def test_a_killed_study_goes_on_where_it_was(root, start):
     code, out, err = end(start())
     assert code == 0, err
     times = [ran(root).count(seed) for seed in "012"]
-    assert times[1] == 2 and min(times) == 1  # the kill may come before Snakemake has noted the last to finish
+    assert (
+        times[1] == 2 and min(times) == 1
+    )  # the kill may come before Snakemake has noted the last to finish
     assert set((root / "ran").read_text().split()[1::2]) == {"1"}  # threads a job
     assert "t2i" in out and "bpgo" in out
 
@@ -127,7 +137,9 @@ def test_a_study_whose_driver_alone_was_killed_is_waited_for(root, start):
     process.kill()
     process.wait()
     again = start()
-    assert again.stdout.readline().startswith(f"waiting for process {process.pid}, which is at work in runs/quick")
+    assert again.stdout.readline().startswith(
+        f"waiting for process {process.pid}, which is at work in runs/quick"
+    )
     (root / "wait1").unlink()
     code, _, err = end(again)
     assert code == 0, err
@@ -143,8 +155,13 @@ def test_a_failure_stops_no_other_job_and_is_listed(root, start):
     assert record_of(root, 1).with_suffix(".ipynb").exists()  # to be read
     rows = list(csv.DictReader((root / "reproduce" / "results" / "quick" / "table.csv").open()))
     assert [row["objective"] for row in rows] == ["before", "grpo", "bpgo"]
-    assert [float(row["mean"]) for row in rows] == [1, 2, 3] and {row["seeds"] for row in rows} == {"2"}
-    assert "| t2i | bpgo | 2 | 3.000 ± 12.706 |\n" in (root / "reproduce/results/quick/table.md").read_text()
+    assert [float(row["mean"]) for row in rows] == [1, 2, 3] and {row["seeds"] for row in rows} == {
+        "2"
+    }
+    assert (
+        "| t2i | bpgo | 2 | 3.000 ± 12.706 |\n"
+        in (root / "reproduce/results/quick/table.md").read_text()
+    )
 
 
 @pytest.mark.slow
@@ -174,11 +191,20 @@ def test_only_what_is_missing_or_outdated_is_run(root, start):
 @pytest.mark.parametrize(
     ("profile", "says"),
     [
-        ("a: {notebok: 02_train, record: x}", "a has an unknown key 'notebok': did you mean 'notebook'?"),
+        (
+            "a: {notebok: 02_train, record: x}",
+            "a has an unknown key 'notebok': did you mean 'notebook'?",
+        ),
         ("a: {notebook: 02_train}", "a does not say which record"),
         ("a: {notebook: 02_tran, record: x}", "did you mean '02_train'?"),
-        ("a: {notebook: 02_train, record: x, parameters: {objectvs: [a]}}", "did you mean 'objectives'?"),
-        ("a: {notebook: 02_train, record: x, seeds: [one]}", "parameter seeds of notebook 02_train"),
+        (
+            "a: {notebook: 02_train, record: x, parameters: {objectvs: [a]}}",
+            "did you mean 'objectives'?",
+        ),
+        (
+            "a: {notebook: 02_train, record: x, seeds: [one]}",
+            "parameter seeds of notebook 02_train",
+        ),
     ],
 )
 def test_a_wrong_profile_is_refused_before_anything_runs(profile, says, root, capsys, monkeypatch):
@@ -192,11 +218,15 @@ def test_a_wrong_profile_is_refused_before_anything_runs(profile, says, root, ca
 def test_an_unknown_profile_is_refused(root, capsys, monkeypatch):
     monkeypatch.chdir(root)
     assert reproduce.main(["--root", str(root), "--profile", "quik"]) == 2
-    assert "there is no profile 'quik' in reproduce: did you mean 'quick'?" in capsys.readouterr().err
+    assert (
+        "there is no profile 'quik' in reproduce: did you mean 'quick'?" in capsys.readouterr().err
+    )
 
 
 # study.yaml is the study's table of runs: tests/test_study.py
-@pytest.mark.parametrize("profile", sorted({path.stem for path in (ROOT / "reproduce").glob("*.yaml")} - {"study"}))
+@pytest.mark.parametrize(
+    "profile", sorted({path.stem for path in (ROOT / "reproduce").glob("*.yaml")} - {"study"})
+)
 def test_our_own_profiles_fit_the_notebooks(profile, monkeypatch):
     monkeypatch.chdir(ROOT)
     work = reproduce.jobs(profile)
@@ -207,14 +237,19 @@ def test_the_table_has_means_and_t_intervals(tmp_path):
     work = {}
     for seed, reward in enumerate([1.0, 2.0, 3.0]):
         path = tmp_path / f"{seed}.json"
-        values = {"before": {"reward": reward}, "grpo": {"reward": 2 * reward, "held_out": 0.5 if seed == 0 else None}}
+        values = {
+            "before": {"reward": reward},
+            "grpo": {"reward": 2 * reward, "held_out": 0.5 if seed == 0 else None},
+        }
         path.write_text(json.dumps({"name": "t", "values": values, "rtol": 0, "atol": 0}))
         work[f"t2i-seed{seed}"] = {"experiment": "t2i", "record": str(path)}
     work["t2i-seed3"] = {"experiment": "t2i", "record": str(tmp_path / "failed.json")}
     rows = reproduce.summary(work)
     assert [row[:2] for row in rows] == [("t2i", "before"), ("t2i", "grpo")]
     mean, width = reproduce.interval(rows[0][2]["reward"])
-    assert mean == 2 and width == pytest.approx(4.302652729911275 / 3**0.5)  # t of 2 degrees of freedom, sd 1
+    assert mean == 2 and width == pytest.approx(
+        4.302652729911275 / 3**0.5
+    )  # t of 2 degrees of freedom, sd 1
     head, before, grpo = reproduce.table(rows)
     assert head[:5] == ["experiment", "objective", "seeds", "reward", "held-out reward"]
     assert before[:5] == ["t2i", "before", "3", "2.000 ± 2.484", "-"]
@@ -248,4 +283,8 @@ def test_a_job_that_could_not_begin_is_listed_as_that(tmp_path):
     """A cluster leaves an empty log where its job never began: no notebook to read an error from."""
     empty = tmp_path / "executed.ipynb"
     empty.touch()
-    assert reproduce._reason(empty, 0.0) == reproduce._reason(tmp_path / "none.ipynb", 0.0) == "was not run, or could not begin: see above"
+    assert (
+        reproduce._reason(empty, 0.0)
+        == reproduce._reason(tmp_path / "none.ipynb", 0.0)
+        == "was not run, or could not begin: see above"
+    )

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bpgo.rollout import Plan, integrate, micro_batches, plan, row_noise, sample_groups, seed_of, select
+from bpgo.rollout import (
+    Plan,
+    integrate,
+    micro_batches,
+    plan,
+    row_noise,
+    sample_groups,
+    seed_of,
+    select,
+)
 from bpgo.sde import SCHEDULES, noise_levels, sigma_grid
 
 examples = settings(max_examples=60, deadline=None, derandomize=True)
@@ -41,7 +50,9 @@ class Mixing(Elementwise):
         self.calls.append((len(x), sigma))
         width = x[0].numel()
         matrix = torch.randn(width, width, generator=torch.Generator().manual_seed(9)) / width**0.5
-        return torch.tanh(x.flatten(1) @ matrix).view_as(x) + sigma * cond["bias"][:, None, None, None]
+        return (
+            torch.tanh(x.flatten(1) @ matrix).view_as(x) + sigma * cond["bias"][:, None, None, None]
+        )
 
 
 PROMPTS, GROUP, STEPS = 3, 4, 6
@@ -52,11 +63,15 @@ SEEDS = [seed_of("test", i, j) for i in range(PROMPTS) for j in range(GROUP)]
 def plan_of(schedule="dance-grpo", level=0.5, trained=(1, 3), carrying=None, steps=STEPS):
     sigmas = sigma_grid(steps, 3.0)
     carrying = set(range(steps - 1)) if carrying is None else carrying
-    return Plan(sigmas.tolist(), noise_levels(schedule, sigmas, level, carrying), schedule, tuple(trained))
+    return Plan(
+        sigmas.tolist(), noise_levels(schedule, sigmas, level, carrying), schedule, tuple(trained)
+    )
 
 
 def sample(policy=None, scheme=None, seeds=SEEDS, bias=BIAS, group=GROUP, **options):
-    return sample_groups(policy or Elementwise(), {"bias": bias}, group, scheme or plan_of(), seeds, **options)
+    return sample_groups(
+        policy or Elementwise(), {"bias": bias}, group, scheme or plan_of(), seeds, **options
+    )
 
 
 def by_hand(scheme, seeds=SEEDS, starts=None):
@@ -75,10 +90,19 @@ def by_hand(scheme, seeds=SEEDS, starts=None):
             if not s:
                 x = x + v * (after - sigma)
             elif scheme.schedule == "cps":
-                x = (1 - after) * (x - sigma * v) + np.sqrt(after**2 - s**2) * (x + (1 - sigma) * v) + s * left.pop(0)
+                x = (
+                    (1 - after) * (x - sigma * v)
+                    + np.sqrt(after**2 - s**2) * (x + (1 - sigma) * v)
+                    + s * left.pop(0)
+                )
             else:
                 dt = after - sigma
-                x = x + v * dt + s**2 / (2 * sigma) * (x + (1 - sigma) * v) * dt + s * np.sqrt(-dt) * left.pop(0)
+                x = (
+                    x
+                    + v * dt
+                    + s**2 / (2 * sigma) * (x + (1 - sigma) * v) * dt
+                    + s * np.sqrt(-dt) * left.pop(0)
+                )
             states.append(x)
         rows.append(states)
     return np.array(rows).swapaxes(0, 1)
@@ -120,10 +144,16 @@ def test_the_stored_log_prob_is_computed_again_exactly(schedule, policy, micro_b
         cond = select({"bias": BIAS}, part, GROUP)
         for kept, i in enumerate(scheme.trained):
             velocity = policy.velocity(rollout.x[kept, part], scheme.sigmas[i], cond)
-            again = scheme.step(i, rollout.x[kept, part], velocity, x_next=rollout.x_next[kept, part])
+            again = scheme.step(
+                i, rollout.x[kept, part], velocity, x_next=rollout.x_next[kept, part]
+            )
             assert torch.equal(again.log_prob, rollout.log_prob[kept, part])
-            density = stats.norm.logpdf(rollout.x_next[kept, part].numpy(), again.mean.numpy(), again.std)
-            np.testing.assert_allclose(rollout.log_prob[kept, part], density.mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
+            density = stats.norm.logpdf(
+                rollout.x_next[kept, part].numpy(), again.mean.numpy(), again.std
+            )
+            np.testing.assert_allclose(
+                rollout.log_prob[kept, part], density.mean((1, 2, 3)), rtol=1e-4, atol=1e-5
+            )
     assert torch.equal(rollout.x_next[0], rollout.x[1]), "steps 0 and 1 follow one another"
     assert not any(t.requires_grad for t in rollout)
 
@@ -132,7 +162,9 @@ def test_the_last_state_kept_leads_to_the_latents():
     scheme = plan_of(trained=(STEPS - 2,))
     rollout, policy = sample(scheme=scheme), Elementwise()
     cond = select({"bias": BIAS}, slice(0, len(SEEDS)), GROUP)
-    end = scheme.step(STEPS - 1, rollout.x_next[0], policy.velocity(rollout.x_next[0], scheme.sigmas[-2], cond))
+    end = scheme.step(
+        STEPS - 1, rollout.x_next[0], policy.velocity(rollout.x_next[0], scheme.sigmas[-2], cond)
+    )
     assert torch.equal(end.x_next, rollout.latents)
 
 
@@ -189,8 +221,12 @@ def test_equal_start_seeds_share_the_initial_noise_of_a_group_and_nothing_else(m
     start = rollout.x[0].view(PROMPTS, GROUP, 2, 3, 4)
     assert torch.equal(start, start[:, :1].expand_as(start))
     assert len({tuple(group[0].flatten().tolist()) for group in start}) == PROMPTS
-    assert len({tuple(row.flatten().tolist()) for row in rollout.x_next[0]}) == PROMPTS * GROUP, "fresh noise is each row's own"
-    np.testing.assert_allclose(rollout.latents.numpy(), by_hand(scheme, starts=starts)[-1], atol=1e-5)
+    assert len({tuple(row.flatten().tolist()) for row in rollout.x_next[0]}) == PROMPTS * GROUP, (
+        "fresh noise is each row's own"
+    )
+    np.testing.assert_allclose(
+        rollout.latents.numpy(), by_hand(scheme, starts=starts)[-1], atol=1e-5
+    )
 
 
 def test_without_start_seeds_every_row_starts_elsewhere():
@@ -207,7 +243,9 @@ def test_outside_the_window_the_rollout_follows_the_ode(start):
     x = row_noise(SEEDS, (2, 3, 4), 3)[0]
     before = integrate(Elementwise(), x, cond, sigmas[: start + 1])
     assert torch.equal(rollout.x[0], before)
-    assert torch.equal(rollout.latents, integrate(Elementwise(), rollout.x_next[1], cond, sigmas[start + 2 :]))
+    assert torch.equal(
+        rollout.latents, integrate(Elementwise(), rollout.x_next[1], cond, sigmas[start + 2 :])
+    )
     euler = integrate(Elementwise(), rollout.x[0], cond, sigmas[start : start + 2])
     assert (rollout.x_next[0] - euler).std() > 0.05, "inside the window there is noise"
 
@@ -228,20 +266,30 @@ def test_start_seeds_that_are_not_one_a_row_are_refused(count):
 
 
 @examples
-@given(st.integers(2, 30), st.floats(0.01, 1), st.integers(0, 2**32), st.sampled_from(list(SCHEDULES)))
-def test_without_a_window_all_but_the_last_step_carry_noise_and_a_share_is_trained(steps, share, seed, schedule):
+@given(
+    st.integers(2, 30), st.floats(0.01, 1), st.integers(0, 2**32), st.sampled_from(list(SCHEDULES))
+)
+def test_without_a_window_all_but_the_last_step_carry_noise_and_a_share_is_trained(
+    steps, share, seed, schedule
+):
     sigmas = sigma_grid(steps, 3.0)
     made = plan(sigmas, schedule, 0.5, share, None, random.Random(seed))
     assert [s > 0 for s in made.noise] == [True] * (steps - 1) + [False]
     assert made.noise == noise_levels(schedule, sigmas, 0.5, set(range(steps)))
-    assert list(made.trained) == sorted(set(made.trained)) and set(made.trained) <= set(range(steps - 1))
-    assert len(made.trained) >= 1 and abs(len(made.trained) - share * (steps - 1)) <= max(0.5, 1 - share * (steps - 1))
+    assert list(made.trained) == sorted(set(made.trained)) and set(made.trained) <= set(
+        range(steps - 1)
+    )
+    assert len(made.trained) >= 1 and abs(len(made.trained) - share * (steps - 1)) <= max(
+        0.5, 1 - share * (steps - 1)
+    )
     assert made.sigmas == sigmas.tolist() and made.schedule == schedule
 
 
 @examples
 @given(st.integers(3, 30), st.data(), st.integers(0, 2**32), st.sampled_from(list(SCHEDULES)))
-def test_with_a_window_that_many_steps_in_a_row_carry_noise_and_are_trained(steps, data, seed, schedule):
+def test_with_a_window_that_many_steps_in_a_row_carry_noise_and_are_trained(
+    steps, data, seed, schedule
+):
     window = data.draw(st.integers(1, steps - 1))
     made = plan(sigma_grid(steps), schedule, 0.5, 0.6, window, random.Random(seed))
     first = made.trained[0]
@@ -252,10 +300,20 @@ def test_with_a_window_that_many_steps_in_a_row_carry_noise_and_are_trained(step
 def test_every_noisy_step_is_trained_about_equally_often():
     """1000 plans of 3 out of 5 steps: each step 600 times, within 4 standard errors of a hypergeometric draw."""
     rng = random.Random(0)
-    seen = Counter(i for _ in range(1000) for i in plan(sigma_grid(6), "dance-grpo", 0.3, 0.6, None, rng).trained)
-    assert set(seen) == set(range(5)) and all(abs(n - 600) < 4 * (1000 * 0.6 * 0.4) ** 0.5 for n in seen.values())
-    places = Counter(plan(sigma_grid(6), "dance-grpo", 0.3, 0.6, 2, rng).trained[0] for _ in range(1000))
-    assert set(places) == set(range(4)) and all(abs(n - 250) < 4 * (1000 * 0.25 * 0.75) ** 0.5 for n in places.values())
+    seen = Counter(
+        i
+        for _ in range(1000)
+        for i in plan(sigma_grid(6), "dance-grpo", 0.3, 0.6, None, rng).trained
+    )
+    assert set(seen) == set(range(5)) and all(
+        abs(n - 600) < 4 * (1000 * 0.6 * 0.4) ** 0.5 for n in seen.values()
+    )
+    places = Counter(
+        plan(sigma_grid(6), "dance-grpo", 0.3, 0.6, 2, rng).trained[0] for _ in range(1000)
+    )
+    assert set(places) == set(range(4)) and all(
+        abs(n - 250) < 4 * (1000 * 0.25 * 0.75) ** 0.5 for n in places.values()
+    )
 
 
 def test_a_plan_is_a_function_of_its_generator_alone():
@@ -272,7 +330,9 @@ def test_one_step_cannot_be_trained(steps, window):
 
 def test_a_window_stays_within_its_range():
     rng = random.Random(4)
-    seen = Counter(plan(sigma_grid(8), "flow-grpo", 0.7, 0.6, 2, rng, (0, 4)).trained for _ in range(300))
+    seen = Counter(
+        plan(sigma_grid(8), "flow-grpo", 0.7, 0.6, 2, rng, (0, 4)).trained for _ in range(300)
+    )
     assert set(seen) == {(0, 1), (1, 2), (2, 3)} and min(seen.values()) > 60
     assert plan(sigma_grid(8), "flow-grpo", 0.7, 0.6, 2, rng, (5, 7)).trained == (5, 6)
 
@@ -309,7 +369,9 @@ def test_integrate_is_a_rollout_without_noise():
     scheme = plan_of(level=0.0, trained=(0,))
     cond = select({"bias": BIAS}, slice(0, len(SEEDS)), GROUP)
     start = row_noise(SEEDS, (2, 3, 4), 1)[0]
-    assert torch.equal(sample(scheme=scheme).latents, integrate(Elementwise(), start, cond, sigma_grid(STEPS, 3.0)))
+    assert torch.equal(
+        sample(scheme=scheme).latents, integrate(Elementwise(), start, cond, sigma_grid(STEPS, 3.0))
+    )
 
 
 def test_integrate_converges_to_the_solution_of_the_ode():
@@ -335,7 +397,10 @@ def test_seed_of_is_the_first_63_bits_of_a_sha256():
 
 
 def test_seeds_differ_and_fit_a_generator():
-    seeds = [seed_of(*parts) for parts in [(i, g, j) for i in range(20) for g in range(8) for j in range(12)]]
+    seeds = [
+        seed_of(*parts)
+        for parts in [(i, g, j) for i in range(20) for g in range(8) for j in range(12)]
+    ]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
     assert seed_of(1, 23) != seed_of(12, 3) and seed_of("1") != seed_of(1)
 
@@ -357,7 +422,9 @@ def test_row_noise_is_standard_normal_and_independent_between_draws_rows_and_pla
         vectors = noise.movedim(axis, 0).flatten(1)
         correlation = torch.corrcoef(vectors) - torch.eye(len(vectors))
         pairs = len(vectors) * (len(vectors) - 1) / 2
-        limit = stats.norm.isf(0.0005 / pairs) / vectors.shape[1] ** 0.5  # Bonferroni over the pairs
+        limit = (
+            stats.norm.isf(0.0005 / pairs) / vectors.shape[1] ** 0.5
+        )  # Bonferroni over the pairs
         assert correlation.abs().max() < limit
 
 

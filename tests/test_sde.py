@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bpgo.objective import group_advantages, surrogate_loss
-from bpgo.sde import SCHEDULES, cps_noise, cps_step, flow_grpo_noise, noise_levels, sde_step, sigma_grid
+from bpgo.sde import (
+    SCHEDULES,
+    cps_noise,
+    cps_step,
+    flow_grpo_noise,
+    noise_levels,
+    sde_step,
+    sigma_grid,
+)
 
 examples = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -21,7 +29,9 @@ STEPS = [pytest.param(sde_step, id="sde"), pytest.param(cps_step, id="cps")]
 @pytest.fixture
 def scheduler():
     diffusers = pytest.importorskip("diffusers")
-    return lambda **options: diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, **options)
+    return lambda **options: diffusers.FlowMatchEulerDiscreteScheduler(
+        num_train_timesteps=1000, **options
+    )
 
 
 def draws(*shape, seed=0):
@@ -50,12 +60,16 @@ def test_sigma_grid_is_the_sd3_shift_of_an_even_grid(steps, shift):
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
 @pytest.mark.parametrize("steps", [1, 4, 16, 28])
-def test_sigma_grid_is_what_a_pipeline_passes_to_the_scheduler_shifted_once(scheduler, steps, shift):
+def test_sigma_grid_is_what_a_pipeline_passes_to_the_scheduler_shifted_once(
+    scheduler, steps, shift
+):
     reference = scheduler(shift=shift)
     reference.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
     torch.testing.assert_close(sigma_grid(steps, shift), reference.sigmas, rtol=1e-6, atol=0)
     if steps > 1 and shift > 1:
-        reference.set_timesteps(sigmas=sigma_grid(steps, shift)[:-1].numpy())  # the fault to be free of
+        reference.set_timesteps(
+            sigmas=sigma_grid(steps, shift)[:-1].numpy()
+        )  # the fault to be free of
         assert not torch.allclose(sigma_grid(steps, shift), reference.sigmas, atol=0.01)
 
 
@@ -65,7 +79,9 @@ def test_sigma_grid_is_the_scheduler_with_the_dynamic_shift_of_flux(scheduler):
     torch.testing.assert_close(sigma_grid(12, math.exp(0.8)), reference.sigmas, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("steps,shift", [(0, 1.0), (-3, 1.0), (4, 0.0), (4, -1.0), (4, math.nan), (4, math.inf)])
+@pytest.mark.parametrize(
+    "steps,shift", [(0, 1.0), (-3, 1.0), (4, 0.0), (4, -1.0), (4, math.nan), (4, math.inf)]
+)
 def test_sigma_grid_refuses(steps, shift):
     with pytest.raises(ValueError, match=rf"steps={steps}, shift={shift}"):
         sigma_grid(steps, shift)
@@ -107,7 +123,9 @@ def test_sde_step_is_the_published_formula(sigma, share, s):
     mean = x + v * dt + (s**2 / (2 * sigma)) * (x + (1 - sigma) * v) * dt
     np.testing.assert_allclose(made.mean.numpy(), mean, rtol=1e-9, atol=1e-9)
     assert made.std == pytest.approx(s * math.sqrt(-dt))
-    np.testing.assert_allclose(made.x_next.numpy(), mean + s * math.sqrt(-dt) * noise.numpy(), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        made.x_next.numpy(), mean + s * math.sqrt(-dt) * noise.numpy(), rtol=1e-9, atol=1e-9
+    )
 
 
 @examples
@@ -129,7 +147,9 @@ def test_flow_grpos_and_dance_grpos_means_are_one_function():
     made, x, v = some_step(sde_step)
     data = x - 0.7 * v
     score = -(x - (1 - 0.7) * data) / 0.7**2
-    np.testing.assert_allclose(made.mean.numpy(), x + (v - 0.5 * 0.4**2 * score) * (0.55 - 0.7), rtol=1e-12)
+    np.testing.assert_allclose(
+        made.mean.numpy(), x + (v - 0.5 * 0.4**2 * score) * (0.55 - 0.7), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -153,8 +173,12 @@ def test_the_log_prob_of_a_draw_given_back_is_the_same_number_in_the_same_precis
     assert torch.equal(again.log_prob, drawn.log_prob) and torch.equal(again.mean, drawn.mean)
     assert again.x_next is drawn.x_next
     other = step(x, v + 0.1, 0.7, 0.55, 0.4, x_next=drawn.x_next)
-    expected = stats.norm.logpdf(drawn.x_next.double().numpy(), other.mean.double().numpy(), other.std).mean(1)
-    np.testing.assert_allclose(other.log_prob.numpy(), expected, rtol=1e-5 if dtype == torch.float32 else 1e-10)
+    expected = stats.norm.logpdf(
+        drawn.x_next.double().numpy(), other.mean.double().numpy(), other.std
+    ).mean(1)
+    np.testing.assert_allclose(
+        other.log_prob.numpy(), expected, rtol=1e-5 if dtype == torch.float32 else 1e-10
+    )
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -165,19 +189,26 @@ def test_without_noise_given_a_step_draws_standard_normal_noise_from_torchs_gene
     torch.manual_seed(1)
     assert torch.equal(step(x, x, 0.7, 0.55, 0.4).x_next, made.x_next)
     assert not torch.equal(step(x, x, 0.7, 0.55, 0.4).x_next, made.x_next)
-    assert stats.kstest(((made.x_next - made.mean) / made.std).flatten().numpy(), "norm").pvalue > 1e-3
+    assert (
+        stats.kstest(((made.x_next - made.mean) / made.std).flatten().numpy(), "norm").pvalue > 1e-3
+    )
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_is_differentiable_in_the_velocity(step):
-    x, v, x_next = draws(2, 3, seed=1), draws(2, 3, seed=2).requires_grad_(True), draws(2, 3, seed=3)
+    x, v, x_next = (
+        draws(2, 3, seed=1),
+        draws(2, 3, seed=2).requires_grad_(True),
+        draws(2, 3, seed=3),
+    )
     assert torch.autograd.gradcheck(lambda v: step(x, v, 0.7, 0.55, 0.4, x_next=x_next).log_prob, v)
     assert torch.autograd.gradcheck(lambda v: step(x, v, 0.7, 0.55, 0.0).x_next, v)
 
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(
-    "sigma,sigma_next", [(0.5, 0.5), (0.4, 0.5), (1.1, 0.5), (0.5, -0.1), (0.0, 0.0), (math.nan, 0.5), (0.5, math.nan)]
+    "sigma,sigma_next",
+    [(0.5, 0.5), (0.4, 0.5), (1.1, 0.5), (0.5, -0.1), (0.0, 0.0), (math.nan, 0.5), (0.5, math.nan)],
 )
 def test_a_step_that_does_not_go_down_is_refused(step, sigma, sigma_next):
     with pytest.raises(ValueError, match=rf"sigma={sigma}, sigma_next={sigma_next}"):
@@ -216,7 +247,11 @@ def test_the_noise_of_each_schedule_is_the_published_formula(shift):
     s = sigmas.double().numpy()
     everywhere = set(range(10))
     flow = a * np.sqrt(s[:-1] / (1 - np.where(s[:-1] == 1, s[1], s[:-1])))
-    expected = {"flow-grpo": flow, "dance-grpo": np.full(10, a), "cps": s[1:] * math.sin(a * math.pi / 2)}
+    expected = {
+        "flow-grpo": flow,
+        "dance-grpo": np.full(10, a),
+        "cps": s[1:] * math.sin(a * math.pi / 2),
+    }
     assert expected.keys() == SCHEDULES.keys()
     for name, levels in expected.items():
         found = noise_levels(name, sigmas, a, everywhere)
@@ -283,7 +318,9 @@ def moments_on_the_way(schedule, level, sigmas, m=M, c=C):
     mean, variance, found = 0.0, 1.0, []
     for i, s in enumerate(levels):
         sigma, x = sigmas[i].item(), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-        made = SCHEDULES[schedule].step(x, velocity_at(x, sigma, m, c), sigma, sigmas[i + 1].item(), s, noise=0 * x)
+        made = SCHEDULES[schedule].step(
+            x, velocity_at(x, sigma, m, c), sigma, sigmas[i + 1].item(), s, noise=0 * x
+        )
         at_zero, at_one = made.mean.flatten().tolist()
         slope = at_one - at_zero
         mean, variance = slope * mean + at_zero, slope**2 * variance + made.std**2
@@ -294,7 +331,14 @@ def moments_on_the_way(schedule, level, sigmas, m=M, c=C):
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize(
     "schedule,level",
-    [("dance-grpo", 0.0), ("dance-grpo", 0.3), ("dance-grpo", 0.7), ("flow-grpo", 0.3), ("flow-grpo", 0.7), ("flow-grpo", 0.9)],
+    [
+        ("dance-grpo", 0.0),
+        ("dance-grpo", 0.3),
+        ("dance-grpo", 0.7),
+        ("flow-grpo", 0.3),
+        ("flow-grpo", 0.7),
+        ("flow-grpo", 0.9),
+    ],
 )
 def test_the_marginals_are_kept_in_the_limit_of_small_steps(schedule, level, shift):
     """The mean exactly; the variance with an error of the order of the step. (Flow-GRPO's first steps, where s^2 |dt| stays about a^2,
@@ -306,13 +350,17 @@ def test_the_marginals_are_kept_in_the_limit_of_small_steps(schedule, level, shi
         errors.append(abs(variance / C**2 - 1))
     assert errors[-1] < 0.005
     if schedule == "dance-grpo":
-        assert errors[1] == pytest.approx(errors[0] / 4, rel=0.2) and errors[2] == pytest.approx(errors[1] / 4, rel=0.2)
+        assert errors[1] == pytest.approx(errors[0] / 4, rel=0.2) and errors[2] == pytest.approx(
+            errors[1] / 4, rel=0.2
+        )
 
 
 @pytest.mark.parametrize("schedule,level", [("dance-grpo", 0.7), ("flow-grpo", 0.7)])
 def test_the_marginals_are_kept_on_the_whole_way(schedule, level):
     sigmas = sigma_grid(1600)
-    for sigma, (mean, variance) in zip(sigmas[1:].tolist(), moments_on_the_way(schedule, level, sigmas), strict=True):
+    for sigma, (mean, variance) in zip(
+        sigmas[1:].tolist(), moments_on_the_way(schedule, level, sigmas), strict=True
+    ):
         expected_mean, expected_variance = marginal(sigma)
         assert mean == pytest.approx(expected_mean, abs=1e-4)
         # Step i of Flow-GRPO has s^2 |dt| of about a^2 / i near sigma = 1, however fine the grid: up to a tenth too much variance.
@@ -320,7 +368,9 @@ def test_the_marginals_are_kept_on_the_whole_way(schedule, level):
         assert variance == pytest.approx(expected_variance, rel=0.1 if early else 0.01)
 
 
-@pytest.mark.parametrize("schedule,level", [("dance-grpo", 0.3), ("dance-grpo", 0.7), ("flow-grpo", 0.7), ("cps", 0.1)])
+@pytest.mark.parametrize(
+    "schedule,level", [("dance-grpo", 0.3), ("dance-grpo", 0.7), ("flow-grpo", 0.7), ("cps", 0.1)]
+)
 def test_sampled_marginals_are_those_of_the_ode(schedule, level):
     """40 000 samples: 4 standard errors of mean and variance, and 2 % of the variance for 200 steps of finite size."""
     sigmas, n = sigma_grid(200), 40_000
@@ -331,7 +381,11 @@ def test_sampled_marginals_are_those_of_the_ode(schedule, level):
     for i, s in enumerate(levels):
         sigma, sigma_next = sigmas[i].item(), sigmas[i + 1].item()
         noise = torch.randn(n, 1, generator=generator, dtype=torch.float64)
-        x = SCHEDULES[schedule].step(x, velocity_at(x, sigma), sigma, sigma_next, s, noise=noise).x_next
+        x = (
+            SCHEDULES[schedule]
+            .step(x, velocity_at(x, sigma), sigma, sigma_next, s, noise=noise)
+            .x_next
+        )
         if i == 99:
             halfway = x
     for samples, (mean, variance) in ((halfway, marginal(0.5)), (x, (M, C**2))):
@@ -343,8 +397,12 @@ def test_sampled_marginals_are_those_of_the_ode(schedule, level):
 def test_cps_keeps_the_marginals_of_one_picture_at_any_level(level):
     """What it is named for: were the estimate of the data exact, noise of variance sigma'^2 would be left after each step."""
     sigmas = sigma_grid(12, 3.0)
-    for sigma, (mean, variance) in zip(sigmas[1:].tolist(), moments_on_the_way("cps", level, sigmas, c=0.0), strict=True):
-        assert mean == pytest.approx((1 - sigma) * M, abs=1e-9) and variance == pytest.approx(sigma**2, abs=1e-9)
+    for sigma, (mean, variance) in zip(
+        sigmas[1:].tolist(), moments_on_the_way("cps", level, sigmas, c=0.0), strict=True
+    ):
+        assert mean == pytest.approx((1 - sigma) * M, abs=1e-9) and variance == pytest.approx(
+            sigma**2, abs=1e-9
+        )
 
 
 @pytest.mark.parametrize("level", [0.3, 0.5, 0.9])
@@ -359,7 +417,10 @@ def test_cps_narrows_a_spread_of_pictures_by_a_known_factor(level):
 
 def test_cps_keeps_the_marginals_when_its_level_shrinks_with_the_step():
     """A level of order 1 / sqrt(steps) makes the noise's variance proportional to the step, as in an SDE."""
-    errors = [abs(moments_on_the_way("cps", 2 / math.sqrt(n), sigma_grid(n))[-1][1] / C**2 - 1) for n in (100, 400, 1600)]
+    errors = [
+        abs(moments_on_the_way("cps", 2 / math.sqrt(n), sigma_grid(n))[-1][1] / C**2 - 1)
+        for n in (100, 400, 1600)
+    ]
     assert errors[-1] < 0.005 and errors[1] < errors[0] / 3 and errors[2] < errors[1] / 3
 
 
@@ -372,7 +433,9 @@ def test_cps_keeps_the_marginals_when_its_level_shrinks_with_the_step():
 class Toy:
     def __init__(self, schedule, level=0.6, sigmas=(1.0, 0.7, 0.4, 0.0)):
         self.schedule, self.sigmas = schedule, sigmas
-        self.levels = noise_levels(schedule, torch.tensor(sigmas, dtype=torch.float64), level, {0, 1})
+        self.levels = noise_levels(
+            schedule, torch.tensor(sigmas, dtype=torch.float64), level, {0, 1}
+        )
         self.theta = torch.tensor([0.4, -0.8, 1.3], dtype=torch.float64)
         self.target = torch.tensor([0.1, 0.7, -0.5], dtype=torch.float64)
         self.last = -0.3
@@ -417,7 +480,9 @@ class Toy:
     def gradients(self, steps, advantages):
         """(n, 3): each sample's part of the gradient of the loss; the gradient is their mean."""
         theta = self.theta.repeat(len(advantages), 1).requires_grad_(True)
-        new = torch.stack([self.step(i, x, theta, x_next=x_next).log_prob for i, x, x_next, _ in steps])
+        new = torch.stack(
+            [self.step(i, x, theta, x_next=x_next).log_prob for i, x, x_next, _ in steps]
+        )
         old = torch.stack([log_prob for *_, log_prob in steps])
         assert torch.equal(new, old), "on-policy the ratio is exactly 1"
         surrogate_loss(new - old, advantages, None, 1e-4).backward()

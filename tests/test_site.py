@@ -26,7 +26,9 @@ import pytest
 import websocket
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync
     --disable-component-update --disable-dev-shm-usage --remote-debugging-port=0""".split()
 PHONE, DESKTOP = (375, 812), (1280, 900)  # pixels
@@ -60,21 +62,44 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
         self.ids.add(attributes.get("id") or "")
-        link = tag == "a" or (tag == "link" and attributes.get("rel") in ("index", "search", "next", "prev"))
-        (self.links if link else self.parts).extend(filter(None, map(attributes.get, ("href", "src", "srcset", "data"))))
+        link = tag == "a" or (
+            tag == "link" and attributes.get("rel") in ("index", "search", "next", "prev")
+        )
+        (self.links if link else self.parts).extend(
+            filter(None, map(attributes.get, ("href", "src", "srcset", "data")))
+        )
 
 
 class Browser:
     """One tab of Chromium, steered by the DevTools protocol; `complaints` gathers console errors and requests that failed."""
 
     def __init__(self, folder):
-        command = [CHROMIUM, *FLAGS, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={folder}", "about:blank"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        port = wait_for(lambda: next((line for file in folder.glob("DevToolsActivePort") for line in file.read_text().split()), ""))
+        command = [
+            CHROMIUM,
+            *FLAGS,
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            f"--user-data-dir={folder}",
+            "about:blank",
+        ]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        port = wait_for(
+            lambda: next(
+                (
+                    line
+                    for file in folder.glob("DevToolsActivePort")
+                    for line in file.read_text().split()
+                ),
+                "",
+            )
+        )
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         tabs = json.load(direct.open(f"http://127.0.0.1:{port}/json/list"))
         address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
-        self.socket = websocket.create_connection(address, suppress_origin=True, timeout=60, http_no_proxy=["127.0.0.1"])
+        self.socket = websocket.create_connection(
+            address, suppress_origin=True, timeout=60, http_no_proxy=["127.0.0.1"]
+        )
         self.numbers, self.complaints, self.loaded = itertools.count(), [], False
         for domain in ("Page", "Runtime", "Log", "Network"):  # from now on they tell
             self.ask(f"{domain}.enable")
@@ -102,14 +127,22 @@ class Browser:
         return message
 
     def open(self, address, width, height):
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         self.loaded = False
         assert "errorText" not in self.ask("Page.navigate", url=address), address
         while not self.loaded:
             self.hear()
 
     def evaluate(self, expression):
-        return self.ask("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)["result"]["value"]
+        return self.ask(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )["result"]["value"]
 
 
 def wait_for(get, seconds=60):
@@ -125,14 +158,22 @@ def wait_for(get, seconds=60):
 def site(tmp_path_factory):
     """The folder of a freshly built site."""
     output = tmp_path_factory.mktemp("site") / "html"
-    done = subprocess.run([sys.executable, ROOT / "reproduce" / "site" / "conf.py", output], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, ROOT / "reproduce" / "site" / "conf.py", output],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr
     return output
 
 
 @pytest.fixture(scope="module")
 def pages(site):
-    return {path.relative_to(site).as_posix(): Page(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))}
+    return {
+        path.relative_to(site).as_posix(): Page(path.read_text(encoding="utf-8"))
+        for path in sorted(site.rglob("*.html"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +181,9 @@ def browser(site, tmp_path_factory):
     """A tab of Chromium, and `home`, where it finds the site."""
     if CHROMIUM is None:
         pytest.skip("no Chromium: apt-get install chromium")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(SimpleHTTPRequestHandler, directory=site))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(SimpleHTTPRequestHandler, directory=site)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     tab = Browser(tmp_path_factory.mktemp("chromium"))
     tab.home = f"http://127.0.0.1:{server.server_port}"
@@ -154,15 +197,26 @@ def test_it_holds_every_notebook_page_and_module(pages):
     notebooks = {f"notebooks/{path.stem}.html" for path in (ROOT / "notebooks").glob("*.ipynb")}
     written = {f"{path.stem}.html" for path in (ROOT / "reproduce" / "site").glob("*.md")}
     assert notebooks | written | {"index.html", "api/bpgo.html", "search.html"} <= set(pages)
-    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "bpgo").rglob("*.py") if path.name[0] != "_"}
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "bpgo").rglob("*.py")
+        if path.name[0] != "_"
+    }
     assert modules <= {name.removeprefix("module-") for page in pages.values() for name in page.ids}
 
 
 def test_a_page_loads_nothing_from_elsewhere(pages, site):
-    outside = [(name, part) for name, page in pages.items() for part in page.parts if re.match(r"(https?:)?//", part)]
+    outside = [
+        (name, part)
+        for name, page in pages.items()
+        for part in page.parts
+        if re.match(r"(https?:)?//", part)
+    ]
     assert outside == []
     for style in site.rglob("*.css"):
-        assert not re.search(r"url\(\s*[\"']?(https?:)?//|@import", style.read_text(encoding="utf-8")), style
+        assert not re.search(
+            r"url\(\s*[\"']?(https?:)?//|@import", style.read_text(encoding="utf-8")
+        ), style
 
 
 def test_no_link_is_broken(pages, site):
@@ -172,7 +226,11 @@ def test_no_link_is_broken(pages, site):
             if re.match(r"(https?|mailto|data):", link):
                 continue
             path, _, anchor = link.partition("#")
-            target = (site / name).parent.joinpath(path.partition("?")[0]).resolve() if path else site / name
+            target = (
+                (site / name).parent.joinpath(path.partition("?")[0]).resolve()
+                if path
+                else site / name
+            )
             known = pages.get(os.path.relpath(target, site))
             if not target.is_file() or (known and anchor not in known.ids):
                 broken.append(f"{name}: {link}")
@@ -190,7 +248,9 @@ def test_every_page_is_shown_without_fault(browser, pages):
             faults[page, width] = {fault: what for fault, what in seen.items() if what}
         if "SCREENSHOTS" in os.environ:
             picture = browser.ask("Page.captureScreenshot", format="png")["data"]
-            Path(os.environ["SCREENSHOTS"], f"{page.replace('/', '-')}-{width}.png").write_bytes(base64.b64decode(picture))
+            Path(os.environ["SCREENSHOTS"], f"{page.replace('/', '-')}-{width}.png").write_bytes(
+                base64.b64decode(picture)
+            )
     assert faults == {}
     assert equations > 20  # otherwise the probe sees none
 

@@ -1,6 +1,6 @@
 """The sliders of notebook 11 in a live kernel: JupyterLab in a headless Chromium, a slider moved, the figure changed.
 
-    make test ARGS='-m site'
+make test ARGS='-m site'
 """
 
 import base64
@@ -12,11 +12,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_site import CHROMIUM, DESKTOP, Browser, wait_for
 
-import notebooks
+from reproduce import notebooks
+from tests.test_site import CHROMIUM, DESKTOP, Browser, wait_for
 
-pytestmark = [pytest.mark.site, pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")]
+pytestmark = [
+    pytest.mark.site,
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium"),
+]
 NAME = "11_inside_an_iteration"
 
 # The panel's pictures, by length and end of what they are made of, once its six sliders are there.
@@ -47,15 +50,31 @@ def lab(tmp_path):
     notebook = notebooks.read(notebooks.source(NAME))
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", ()):
-            cell.source = cell.source.replace("interactive: bool = False", "interactive: bool = True")
+            cell.source = cell.source.replace(
+                "interactive: bool = False", "interactive: bool = True"
+            )
     nbformat.write(notebook, tmp_path / f"{NAME}.ipynb")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser", f"--port={port}",
-               "--ServerApp.token=", "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={tmp_path}"]  # fmt: skip
-    settings = {"OMP_NUM_THREADS": "1", "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTER_DATA_DIR": str(tmp_path / "data"),
-                "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces")}  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--expose-app-in-browser",
+        f"--port={port}",
+        "--ServerApp.token=",
+        "--ServerApp.disable_check_xsrf=True",
+        f"--ServerApp.root_dir={tmp_path}",
+    ]
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+        "JUPYTER_DATA_DIR": str(tmp_path / "data"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
+    }
     with (tmp_path / "lab.log").open("w") as log:
         process = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log)
     wait_for(lambda: "is running at" in (tmp_path / "lab.log").read_text())
@@ -75,10 +94,18 @@ def test_a_slider_that_is_moved_changes_the_figure(lab, tmp_path):
         assert browser.evaluate(TAKE), "the first slider, alpha, cannot be reached by the keyboard"
         for _ in range(5):
             for kind in ("keyDown", "keyUp"):
-                browser.ask("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39)
+                browser.ask(
+                    "Input.dispatchKeyEvent",
+                    type=kind,
+                    key="ArrowRight",
+                    code="ArrowRight",
+                    windowsVirtualKeyCode=39,
+                )
         wait_for(lambda: (now := browser.evaluate(PICTURES)) and now[0] != before[0])
         if folder := os.environ.get("SCREENSHOTS"):
-            Path(folder, "sliders.png").write_bytes(base64.b64decode(browser.ask("Page.captureScreenshot")["data"]))
+            Path(folder, "sliders.png").write_bytes(
+                base64.b64decode(browser.ask("Page.captureScreenshot")["data"])
+            )
     finally:
         browser.process.kill()
         browser.process.wait()

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_reproduce import ROOT, root  # noqa: F401 (a fixture)
+
+from tests.test_reproduce import ROOT
 
 pytestmark = pytest.mark.slurm
 CONFIG = """\
@@ -41,9 +42,15 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=300 State=UP
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory):
     """A scheduler with one node, which is this machine."""
-    missing = [name for name in ("munged", "slurmctld", "slurmd") if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
+    missing = [
+        name
+        for name in ("munged", "slurmctld", "slurmd")
+        if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    ]
     if missing or os.geteuid():
-        pytest.fail(f"this needs root and {', '.join(missing) or 'nothing else'}: apt-get install slurm-wlm munge")
+        pytest.fail(
+            f"this needs root and {', '.join(missing) or 'nothing else'}: apt-get install slurm-wlm munge"
+        )
     folder = tmp_path_factory.mktemp("slurm")
     for part in (folder, *folder.parents):
         part.chmod(part.stat().st_mode | 0o055)  # slurm's own user must pass
@@ -51,21 +58,32 @@ def scheduler(tmp_path_factory):
     for place in (state, spool):
         place.mkdir()
     shutil.chown(state, "slurm")
-    config = Path("/etc/slurm/slurm.conf")  # where srun looks for it inside a job, to which SLURM_CONF is not passed on
+    config = Path(
+        "/etc/slurm/slurm.conf"
+    )  # where srun looks for it inside a job, to which SLURM_CONF is not passed on
     if config.exists():
         pytest.fail(f"{config} is there already: this test would start a second scheduler")
     config.parent.mkdir(exist_ok=True)
-    config.write_text(CONFIG.format(host=socket.gethostname().partition(".")[0], state=state, spool=spool))
+    config.write_text(
+        CONFIG.format(host=socket.gethostname().partition(".")[0], state=state, spool=spool)
+    )
     Path("/run/munge").mkdir(exist_ok=True)
     shutil.chown("/run/munge", "munge")
     environment = dict(os.environ)
-    subprocess.run(["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "munged"], check=True)  # refuses to be a second one
+    subprocess.run(
+        ["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "munged"], check=True
+    )  # refuses to be a second one
     munged = int(Path("/run/munge/munged.pid").read_text())
     log = (folder / "log").open("w")
-    daemons = [subprocess.Popen([name, "-D", "-f", config], env=environment, stdout=log, stderr=log) for name in ("slurmctld", "slurmd")]
+    daemons = [
+        subprocess.Popen([name, "-D", "-f", config], env=environment, stdout=log, stderr=log)
+        for name in ("slurmctld", "slurmd")
+    ]
     try:
         for _ in range(100):
-            said = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True).stdout
+            said = subprocess.run(
+                ["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True
+            ).stdout
             if "idle" in said:
                 break
             time.sleep(0.2)
@@ -80,12 +98,19 @@ def scheduler(tmp_path_factory):
         config.unlink()
 
 
-def study(root, environment):  # noqa: F811
-    command = [sys.executable, ROOT / "reproduce" / "reproduce.py", "--root", root, "--cluster", ROOT / "reproduce" / "slurm"]
+def study(root, environment):
+    command = [
+        sys.executable,
+        ROOT / "reproduce" / "run.py",
+        "--root",
+        root,
+        "--cluster",
+        ROOT / "reproduce" / "slurm",
+    ]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_each_seed_is_a_job_and_what_failed_is_run_again(scheduler, root):  # noqa: F811
+def test_each_seed_is_a_job_and_what_failed_is_run_again(scheduler, root):
     environment = scheduler | {"PYTHONPATH": str(ROOT)}
     (root / "fail1").touch()
     first = study(root, environment)
@@ -96,4 +121,6 @@ def test_each_seed_is_a_job_and_what_failed_is_run_again(scheduler, root):  # no
     assert second.returncode == 0, second.stderr
     ran = [int(line.split()[0]) for line in (root / "ran").read_text().splitlines()]
     assert sorted(ran) == [0, 1, 1, 2]
-    assert "| t2i | bpgo | 3 |" in (root / "reproduce" / "results" / "quick" / "table.md").read_text()
+    assert (
+        "| t2i | bpgo | 3 |" in (root / "reproduce" / "results" / "quick" / "table.md").read_text()
+    )

@@ -25,7 +25,9 @@ from bpgo.analysis.statistics import (
 )
 from bpgo.objective import group_advantages
 
-WHOLE = st.integers(-50, 50).map(float)  # whole numbers: shifts and scales lose no digit, and there are ties
+WHOLE = st.integers(-50, 50).map(
+    float
+)  # whole numbers: shifts and scales lose no digit, and there are ties
 SCALE, SHIFT = st.sampled_from([0.25, 0.5, 1.0, 2.0, 8.0]), st.integers(-100, 100)
 QUICK = settings(max_examples=30, deadline=None)
 
@@ -49,8 +51,14 @@ def test_intervals_of_a_mean_cover_at_their_nominal_rate(n, skewness, shortfall)
     times, shape = 2000 if n < statistics.SMALL else 600, (2 / skewness) ** 2 if skewness else 1
     random = np.random.default_rng(n)
     values = random.gamma(shape, size=(times, n)) if skewness else random.normal(1, 1, (times, n))
-    found = covers([bootstrap_mean(row, resamples=800, seed=seed) for seed, row in enumerate(values)], shape)
-    assert 0.95 - shortfall - simulation_error(0.95, times) <= found <= 0.95 + simulation_error(0.95, times)
+    found = covers(
+        [bootstrap_mean(row, resamples=800, seed=seed) for seed, row in enumerate(values)], shape
+    )
+    assert (
+        0.95 - shortfall - simulation_error(0.95, times)
+        <= found
+        <= 0.95 + simulation_error(0.95, times)
+    )
 
 
 def test_resamples_of_few_values_can_not_cover():
@@ -74,7 +82,9 @@ def test_many_values_have_the_expanded_percentile_bootstrap():
     level = stats.norm.cdf(-np.sqrt(12 / 11) * stats.t.ppf(0.975, 11))
     drawn = np.random.default_rng(2).choice(values, (200000, 12)).mean(1)
     found = bootstrap_mean(values, resamples=200000)
-    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [level, 1 - level]), abs=0.015)
+    assert (found.low, found.high) == pytest.approx(
+        np.quantile(drawn, [level, 1 - level]), abs=0.015
+    )
     plain = stats.bootstrap([values], np.mean, method="percentile").confidence_interval
     assert found.low < plain.low - 0.05 and found.high > plain.high + 0.05
 
@@ -122,9 +132,17 @@ def test_paired_is_the_paired_t_test():
 @pytest.mark.parametrize("seeds", [5, 12])
 def test_identical_arms_give_no_findings(seeds):
     """Of 4 arms that differ by chance only, all 6 pairs: any finding at all in 5 % of the studies at most, and none too seldom."""
-    random, studies, pairs, wrong, outside = np.random.default_rng(seeds), 400, list(zip(*np.triu_indices(4, 1), strict=True)), 0, []
+    random, studies, pairs, wrong, outside = (
+        np.random.default_rng(seeds),
+        400,
+        list(zip(*np.triu_indices(4, 1), strict=True)),
+        0,
+        [],
+    )
     for study in range(studies):
-        arms = random.normal(size=(4, seeds)) + 2 * random.normal(size=seeds)  # what the arms share is the seed's luck
+        arms = random.normal(size=(4, seeds)) + 2 * random.normal(
+            size=seeds
+        )  # what the arms share is the seed's luck
         found = [paired(arms[i], arms[j], resamples=200, seed=study) for i, j in pairs]
         wrong += (holm([one.p for one in found]) < 0.05).any()
         outside += [one.difference.low > 0 or one.difference.high < 0 for one in found]
@@ -133,8 +151,14 @@ def test_identical_arms_give_no_findings(seeds):
 
 
 def test_holm_by_hand():
-    assert holm([0.01, 0.04, np.nan, 0.03, 0.005]) == pytest.approx([0.03, 0.06, np.nan, 0.06, 0.02], nan_ok=True)
-    assert holm([0.6, 0.7]).tolist() == [1, 1] and holm([]).size == 0 and np.isnan(holm([np.nan])).all()
+    assert holm([0.01, 0.04, np.nan, 0.03, 0.005]) == pytest.approx(
+        [0.03, 0.06, np.nan, 0.06, 0.02], nan_ok=True
+    )
+    assert (
+        holm([0.6, 0.7]).tolist() == [1, 1]
+        and holm([]).size == 0
+        and np.isnan(holm([np.nan])).all()
+    )
     for wrong in ([0.5, 1.1], [-0.1], [[0.5]]):
         with pytest.raises(ValueError, match="p-values"):
             holm(wrong)
@@ -180,14 +204,20 @@ def test_cells_are_level_within_tukeys_distance_of_the_best():
     for values in random.normal(size=(50, 5, 3)) + random.normal(size=3) + np.arange(5)[:, None]:
         cells, seeds = values.mean(1, keepdims=True), values.mean(0, keepdims=True)
         noise = ((values - cells - seeds + values.mean()) ** 2).sum() / (4 * 2)
-        assert (level_with_best(values, alpha=0.1) == (cells.max() - cells[:, 0] <= distance * np.sqrt(noise / 3))).all()
+        assert (
+            level_with_best(values, alpha=0.1)
+            == (cells.max() - cells[:, 0] <= distance * np.sqrt(noise / 3))
+        ).all()
         assert least_lead_seen(values, alpha=0.1) == pytest.approx(distance * np.sqrt(noise / 3))
     assert np.isnan(least_lead_seen(values[:, :1])) and np.isnan(least_lead_seen(values[:1]))
 
 
 def test_two_seeds_of_many_cells_see_a_large_lead():
     random = np.random.default_rng(8)
-    left_out = [15 - level_with_best(random.normal(size=(15, 2)) + 5 * (np.arange(15) == 7)[:, None]).sum() for _ in range(100)]
+    left_out = [
+        15 - level_with_best(random.normal(size=(15, 2)) + 5 * (np.arange(15) == 7)[:, None]).sum()
+        for _ in range(100)
+    ]
     assert np.mean(left_out) > 0.7 * 14
 
 
@@ -195,7 +225,10 @@ def test_two_seeds_of_many_cells_see_a_large_lead():
 def test_identical_cells_are_all_level(cells, seeds):
     """In 95 % of the studies."""
     random, studies = np.random.default_rng(cells), 2000
-    wrong = [not level_with_best(random.normal(size=(cells, seeds)) + random.normal(size=seeds)).all() for _ in range(studies)]
+    wrong = [
+        not level_with_best(random.normal(size=(cells, seeds)) + random.normal(size=seeds)).all()
+        for _ in range(studies)
+    ]
     assert abs(np.mean(wrong) - 0.05) <= simulation_error(0.05, studies)
 
 
@@ -206,12 +239,20 @@ def test_missing_values_make_level_cells_no_less_level():
         values[random.random((6, 4)) < 0.25] = np.nan
         wrong += (level_with_best(values) != (~np.isnan(values)).any(1)).any()
     assert wrong / studies <= 0.05 + simulation_error(0.05, studies)
-    for values in random.normal(size=(50, 2, 6)) + np.array([0.0, 2.0])[:, None]:  # of two cells, an unpaired value says nothing
+    for values in (
+        random.normal(size=(50, 2, 6)) + np.array([0.0, 2.0])[:, None]
+    ):  # of two cells, an unpaired value says nothing
         values[0, :2] = np.nan
         found = stats.ttest_rel(*values[:, 2:])
-        assert level_with_best(values).tolist() == [not (found.pvalue < 0.05 and found.statistic < 0), True]
+        assert level_with_best(values).tolist() == [
+            not (found.pvalue < 0.05 and found.statistic < 0),
+            True,
+        ]
     apart = np.full((4, 4), np.nan)
-    apart[:2, :2], apart[2:, 2:] = [[1.0, 1.1], [0.9, 1.3]], [[-5.0, -5.1], [-4.9, -5.2]]  # no seed in common, nor a way between them
+    apart[:2, :2], apart[2:, 2:] = (
+        [[1.0, 1.1], [0.9, 1.3]],
+        [[-5.0, -5.1], [-4.9, -5.2]],
+    )  # no seed in common, nor a way between them
     assert level_with_best(apart).all()
 
 
@@ -232,15 +273,21 @@ def test_rank_measures_are_scipys(points):
     found = rank_correlation(x, y, resamples=50)
     if np.ptp(x) and np.ptp(y):
         assert found.mean == pytest.approx(stats.spearmanr(x, y)[0], abs=1e-12)
-        assert rank_correlation(np.exp(x), -y, resamples=50)[:3] == pytest.approx((-found.mean, -found.high, -found.low), nan_ok=True)
+        assert rank_correlation(np.exp(x), -y, resamples=50)[:3] == pytest.approx(
+            (-found.mean, -found.high, -found.low), nan_ok=True
+        )
     else:
         assert np.isnan(found[:3]).all()
     positive = y > 3
     area = auroc(x, positive, resamples=50)
     if positive.any() and not positive.all():
-        expected = stats.mannwhitneyu(x[positive], x[~positive])[0] / (positive.sum() * (~positive).sum())
+        expected = stats.mannwhitneyu(x[positive], x[~positive])[0] / (
+            positive.sum() * (~positive).sum()
+        )
         assert area.mean == pytest.approx(expected, abs=1e-12)
-        assert auroc(-x, positive, resamples=50)[:3] == pytest.approx((1 - area.mean, 1 - area.high, 1 - area.low))
+        assert auroc(-x, positive, resamples=50)[:3] == pytest.approx(
+            (1 - area.mean, 1 - area.high, 1 - area.low)
+        )
         assert auroc(x, ~positive, resamples=50).mean == pytest.approx(1 - area.mean)
     else:
         assert np.isnan(area[:3]).all()
@@ -253,15 +300,25 @@ def test_a_resample_counts_whole_clusters():
     x = random.integers(0, 8, 60).astype(float)
     y, positive = x + random.integers(0, 12, 60), random.random(60) < 0.4
     labels = np.unique(clusters)
-    drawn = [np.concatenate([np.flatnonzero(clusters == c) for c in random.choice(labels, 12)]) for _ in range(1000)]
+    drawn = [
+        np.concatenate([np.flatnonzero(clusters == c) for c in random.choice(labels, 12)])
+        for _ in range(1000)
+    ]
     level = stats.norm.cdf(-np.sqrt(12 / 11) * stats.t.ppf(0.975, 11))
     expected = {
         rank_correlation: [stats.spearmanr(x[i], y[i])[0] for i in drawn],
-        auroc: [stats.mannwhitneyu(x[i][positive[i]], x[i][~positive[i]])[0] / positive[i].sum() / (~positive[i]).sum() for i in drawn],
+        auroc: [
+            stats.mannwhitneyu(x[i][positive[i]], x[i][~positive[i]])[0]
+            / positive[i].sum()
+            / (~positive[i]).sum()
+            for i in drawn
+        ],
     }
     for measure, other in ((rank_correlation, y), (auroc, positive)):
         found = measure(x, other, clusters)
-        assert found.n == 12 and (found.low, found.high) == pytest.approx(np.quantile(expected[measure], [level, 1 - level]), abs=0.04)
+        assert found.n == 12 and (found.low, found.high) == pytest.approx(
+            np.quantile(expected[measure], [level, 1 - level]), abs=0.04
+        )
         assert found == measure(x, other, clusters) != measure(x, other)
 
 
@@ -275,15 +332,22 @@ def test_clustered_rank_measures_cover_a_known_value(clusters, size):
     mix = np.array([[1, 0], [r, np.sqrt(1 - r * r)]])
     found = {name: [] for name in ("spearman", "spearman of points", "auroc", "auroc of points")}
     for seed in range(times):
-        x, y = 0.6 * (mix @ random.normal(size=(2, clusters)))[:, label] + 0.8 * mix @ random.normal(size=(2, len(label)))
+        x, y = 0.6 * (mix @ random.normal(size=(2, clusters)))[
+            :, label
+        ] + 0.8 * mix @ random.normal(size=(2, len(label)))
         effect = 1 + 0.7 * random.normal(size=clusters)
         score = random.normal(size=len(label)) + positive * effect[label]
         for name, of in (("", label), (" of points", None)) if seed < 100 else (("", label),):
             found["spearman" + name].append(rank_correlation(x, y, of, resamples=500, seed=seed))
             found["auroc" + name].append(auroc(score, positive, of, resamples=500, seed=seed))
-    truths = {"spearman": 6 / np.pi * np.arcsin(r / 2), "auroc": stats.norm.cdf(1 / np.sqrt(2 + 0.7**2))}
+    truths = {
+        "spearman": 6 / np.pi * np.arcsin(r / 2),
+        "auroc": stats.norm.cdf(1 / np.sqrt(2 + 0.7**2)),
+    }
     for name, truth in truths.items():
-        assert covers(found[name], truth) == pytest.approx(0.95, abs=0.02 + simulation_error(0.95, times))
+        assert covers(found[name], truth) == pytest.approx(
+            0.95, abs=0.02 + simulation_error(0.95, times)
+        )
         assert covers(found[name + " of points"], truth) < 0.9
 
 
@@ -291,8 +355,12 @@ def test_the_edges_of_rank_measures():
     x, positive = np.arange(12.0), np.arange(12) > 10
     assert auroc(x, positive) == (1, 1, 1, 12) and rank_correlation(x, x) == (1, 1, 1, 12)
     assert rank_correlation([1, 2, np.nan, 4], [1, np.nan, 3, 4]).n == 2
-    assert np.isnan(auroc(x, np.ones(12))[:3]).all() and np.isnan(rank_correlation([], [])[:3]).all()
-    one_has_all = auroc(x, positive, np.arange(12) // 3)  # without the last cluster there is no positive
+    assert (
+        np.isnan(auroc(x, np.ones(12))[:3]).all() and np.isnan(rank_correlation([], [])[:3]).all()
+    )
+    one_has_all = auroc(
+        x, positive, np.arange(12) // 3
+    )  # without the last cluster there is no positive
     assert one_has_all.mean == 1 and np.isnan(one_has_all[1:3]).all() and one_has_all.n == 4
     few = rank_correlation(x, x + 9 * np.sin(x), np.arange(12) // 4)
     assert -1 <= few.low <= few.mean <= few.high <= 1
@@ -312,7 +380,9 @@ def test_gain_and_partial_correlation_are_those_of_ranks(points):
     if min(map(np.ptp, (x, y, z))) == 0:
         return
     first, second = stats.spearmanr(x, y)[0], stats.spearmanr(z, y)[0]
-    assert rank_correlation_gain(x, z, y, resamples=20).mean == pytest.approx(first - second, abs=1e-9)
+    assert rank_correlation_gain(x, z, y, resamples=20).mean == pytest.approx(
+        first - second, abs=1e-9
+    )
     ranks, line = stats.rankdata([x, y], axis=1), np.stack([np.ones(len(z)), stats.rankdata(z)], 1)
     rest = ranks.T - line @ np.linalg.lstsq(line, ranks.T, rcond=None)[0]
     found = partial_rank_correlation(x, y, z, resamples=20).mean
@@ -345,7 +415,9 @@ def test_oscillation_in_closed_form():
     assert oscillation(0.001 * t) == pytest.approx(0, abs=1e-9)
     assert oscillation(0.001 * t + noise) == pytest.approx([6**0.5 * 0.01 / rise] * 3, rel=0.05)
     wave = 0.1 * np.cos(2 * np.pi * t / 20)  # its second difference is -2 (1 - cos w) times itself
-    assert oscillation(0.001 * t + wave) == pytest.approx(2 * (1 - np.cos(2 * np.pi / 20)) * 0.1 / 2**0.5 / rise, rel=1e-3)
+    assert oscillation(0.001 * t + wave) == pytest.approx(
+        2 * (1 - np.cos(2 * np.pi / 20)) * 0.1 / 2**0.5 / rise, rel=1e-3
+    )
     assert oscillation(wave, rise=2.0) == pytest.approx(oscillation(wave, rise=1.0) / 2)
     assert oscillation([0.0, 1.0, 0.0]) == np.inf and np.isnan(oscillation(np.ones(9)))
     assert oscillation(noise.reshape(3, 4, -1)).shape == (3, 4)
@@ -359,7 +431,9 @@ def test_oscillation_in_closed_form():
 def test_oscillation_ignores_shift_and_scale(curve, scale, shift):
     curve = np.array(curve)
     for same in (scale * curve + shift, -curve, curve[::-1]):
-        assert oscillation(same) == pytest.approx(oscillation(curve), nan_ok=True, rel=1e-6, abs=1e-9)
+        assert oscillation(same) == pytest.approx(
+            oscillation(curve), nan_ok=True, rel=1e-6, abs=1e-9
+        )
 
 
 def test_the_first_iteration_that_reaches_a_target():
@@ -370,7 +444,12 @@ def test_the_first_iteration_that_reaches_a_target():
     assert np.isnan(first_reaching(iterations, curve, 10, width=1))
     curve[2] = np.nan
     assert first_reaching(iterations, curve, 3, width=3) == 17
-    for steps, width in ((iterations, 11), (iterations, 0), (iterations[1:], 2), (iterations[None], 1)):
+    for steps, width in (
+        (iterations, 11),
+        (iterations, 0),
+        (iterations[1:], 2),
+        (iterations[None], 1),
+    ):
         with pytest.raises(ValueError, match="width"):
             first_reaching(steps, curve, 0, width)
 
@@ -404,7 +483,9 @@ def test_the_share_of_signal_and_its_floor():
     """Large groups have the share that the noise was given; small ones that know nothing have 1 / (G - 1), as the docstring warns."""
     random = np.random.default_rng(9)
     truth = random.normal(size=(20, 4000))
-    assert variance_share(truth + 2 * random.normal(size=truth.shape), truth).mean() == pytest.approx(1 / 5, abs=0.01)
+    assert variance_share(
+        truth + 2 * random.normal(size=truth.shape), truth
+    ).mean() == pytest.approx(1 / 5, abs=0.01)
     nothing = variance_share(*random.normal(size=(2, 4000, 8)))
     assert nothing.mean() == pytest.approx(1 / 7, abs=0.01)
     assert agreement(*random.normal(size=(2, 4000, 8))).mean() == pytest.approx(0, abs=0.02)
@@ -415,6 +496,8 @@ def test_the_share_of_signal_and_its_floor():
 def test_groups_ignore_shift_and_scale(pair, scale, shift):
     rewards, truth = pair
     for measure in (agreement, variance_share):
-        assert measure(scale * rewards + shift, scale * truth - shift) == pytest.approx(measure(rewards, truth), nan_ok=True, abs=1e-9)
+        assert measure(scale * rewards + shift, scale * truth - shift) == pytest.approx(
+            measure(rewards, truth), nan_ok=True, abs=1e-9
+        )
     assert agreement(-rewards, truth) == pytest.approx(-agreement(rewards, truth))
     assert agreement(truth, rewards) == pytest.approx(agreement(rewards, truth))

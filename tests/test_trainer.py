@@ -15,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import small_runs as runs
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -30,6 +29,7 @@ from bpgo.reference import reference_rewards
 from bpgo.rollout import integrate
 from bpgo.sde import sigma_grid
 from bpgo.trainer import Trainer, read_log
+from tests import small_runs as runs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,7 +42,10 @@ def redness(pixels, prompts):
 
 
 def merged(tree, changes):
-    return {k: merged(tree.get(k, {}), v) if isinstance(v, dict) else v for k, v in (tree | changes).items()}
+    return {
+        k: merged(tree.get(k, {}), v) if isinstance(v, dict) else v
+        for k, v in (tree | changes).items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,12 @@ def make(tree, tmp_path):
     def make(reward=redness, prompts=PROMPTS, metrics=None, output=None, **changes):
         folder = output or tmp_path / f"run{next(numbers)}"
         return Trainer(
-            build_config(merged(tree, changes)), folder, reward=reward, prompts=prompts, metrics=metrics, progress=False
+            build_config(merged(tree, changes)),
+            folder,
+            reward=reward,
+            prompts=prompts,
+            metrics=metrics,
+            progress=False,
         )
 
     return make
@@ -92,12 +100,19 @@ def all_equal(a, b):
         pytest.param({}, id="whole"),
         pytest.param({"sampling": {"micro_batch": 5}}, id="micro-batch 5"),
         pytest.param({"sampling": {"micro_batch": 24}}, id="micro-batch 24"),
-        pytest.param({"sampling": {"micro_batch": 1, "schedule": "dance-grpo", "noise_level": 0.3}}, id="micro-batch 1, dance-grpo"),
+        pytest.param(
+            {"sampling": {"micro_batch": 1, "schedule": "dance-grpo", "noise_level": 0.3}},
+            id="micro-batch 1, dance-grpo",
+        ),
         pytest.param({"sampling": {"schedule": "cps", "window": 2}}, id="cps, window"),
         pytest.param({"generator": {"gradient_checkpointing": True}}, id="gradient checkpointing"),
         pytest.param({"generator": {"lora_rank": 2}}, id="lora"),
-        pytest.param({"generator": {"lora_rank": 2, "dtype": "bfloat16"}}, id="lora, bfloat16 weights"),
-        pytest.param({"optimiser": {"updates": 2}, "sampling": {"micro_batch": 5}}, id="two updates"),
+        pytest.param(
+            {"generator": {"lora_rank": 2, "dtype": "bfloat16"}}, id="lora, bfloat16 weights"
+        ),
+        pytest.param(
+            {"optimiser": {"updates": 2}, "sampling": {"micro_batch": 5}}, id="two updates"
+        ),
     ],
 )
 def test_the_first_importance_ratio_is_exactly_one(make, changes):
@@ -109,7 +124,9 @@ def test_the_first_importance_ratio_is_exactly_one(make, changes):
 
 
 def test_adapters_are_trained_in_float32_over_bfloat16_weights(make):
-    trainer = make(generator={"lora_rank": 2, "dtype": "bfloat16"}, optimiser={"ema_decay": 0.5}, iterations=1)
+    trainer = make(
+        generator={"lora_rank": 2, "dtype": "bfloat16"}, optimiser={"ema_decay": 0.5}, iterations=1
+    )
     trainer.train()
     frozen = [p for p in trainer.policy.modules["transformer"].parameters() if not p.requires_grad]
     moments = [value for state in trainer.optimiser.state.values() for value in state.values()]
@@ -124,7 +141,9 @@ def test_adapters_are_trained_in_float32_over_bfloat16_weights(make):
 def test_the_first_importance_ratio_is_exactly_one_under_autocast(make):
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate has one precision a process
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # accelerate has one precision a process
     try:
         trainer = make(precision="bf16")
         seen = [trainer.step() for _ in range(2)]
@@ -200,7 +219,9 @@ def assert_same_run(folder, expected):
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert (folder / name).read_text() == (expected / name).read_text()
     assert [row["iteration"] for row in read_log(folder / "timing.jsonl")] == [1, 2, 3, 4]
-    (tensors, state), (others, other) = (checkpoint.load_state(f / "checkpoint-000004") for f in (folder, expected))
+    (tensors, state), (others, other) = (
+        checkpoint.load_state(f / "checkpoint-000004") for f in (folder, expected)
+    )
     assert state == other
     assert {name.split("/")[0] for name in tensors} == {"weights", "ema", "optimiser", "rng"}
     assert all_equal(tensors, others)
@@ -209,9 +230,13 @@ def assert_same_run(folder, expected):
     assert not list(folder.glob(".*")), "something half-written was left"
 
 
-def test_killed_at_every_kind_of_moment_it_ends_as_the_undisturbed_run(train, undisturbed, tmp_path):
+def test_killed_at_every_kind_of_moment_it_ends_as_the_undisturbed_run(
+    train, undisturbed, tmp_path
+):
     folder = tmp_path / "run"
-    in_reward = [partial(runs.reward, runs.kill, call) for call in (4, 8)]  # calls: evaluation (two), 1, 2, evaluation, 3, 4
+    in_reward = [
+        partial(runs.reward, runs.kill, call) for call in (4, 8)
+    ]  # calls: evaluation (two), 1, 2, evaluation, 3, 4
     rename = partial(runs.before, "rename")
     moments = [
         (in_reward[0], []),  # in the second iteration
@@ -246,7 +271,9 @@ def test_a_run_may_be_extended_and_is_then_the_longer_run(train, undisturbed, tm
     assert_same_run(folder, undisturbed)
 
 
-def test_an_extended_run_that_is_killed_at_its_end_does_not_keep_the_shorter_runs_export(train, undisturbed, tmp_path):
+def test_an_extended_run_that_is_killed_at_its_end_does_not_keep_the_shorter_runs_export(
+    train, undisturbed, tmp_path
+):
     folder = tmp_path / "run"
     train(folder, overrides=["iterations=2"])
     assert train(folder, runs.half_saved)[0] == -signal.SIGKILL
@@ -258,7 +285,9 @@ def test_a_finished_run_is_left_as_it_is(train, undisturbed, tmp_path):
     folder = shutil.copytree(undisturbed, tmp_path / "run")
     assert train(folder)[0] == 0
     files = [path.relative_to(undisturbed) for path in undisturbed.rglob("*") if path.is_file()]
-    assert [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()].sort() == files.sort()
+    assert [
+        path.relative_to(folder) for path in folder.rglob("*") if path.is_file()
+    ].sort() == files.sort()
     for file in files:
         assert (folder / file).read_bytes() == (undisturbed / file).read_bytes(), file
 
@@ -270,9 +299,13 @@ def test_the_command_line_killed_from_outside(preset, tmp_path):
     command = [sys.executable, "-m", "bpgo", "train", preset, *overrides, "--output"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*command, tmp_path / "whole"], env=environment, check=True, capture_output=True)
-    process = subprocess.Popen([*command, tmp_path / "run"], env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, tmp_path / "run"], env=environment, stderr=subprocess.DEVNULL
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+    while process.poll() is None and not (
+        metrics.exists() and metrics.read_text().count("\n") >= 3
+    ):
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
@@ -301,7 +334,9 @@ def bpgo_train(preset, monkeypatch, capsys):
 
 def test_a_resume_with_another_config_is_refused_by_its_keys(bpgo_train, undisturbed, tmp_path):
     folder = shutil.copytree(undisturbed, tmp_path / "run")
-    code, message = bpgo_train(folder, "optimiser.learning_rate=0.5", "objective.name=ras", "iterations=6")
+    code, message = bpgo_train(
+        folder, "optimiser.learning_rate=0.5", "objective.name=ras", "iterations=6"
+    )
     assert code == 2
     assert "objective.name: 'bpgo' -> 'ras'" in message
     assert "optimiser.learning_rate: 0.001 -> 0.5" in message
@@ -332,20 +367,28 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("kind", FAILURES)
-def test_a_reward_that_fails_leaves_the_state_before_it(bpgo_train, train, undisturbed, tmp_path, kind):
+def test_a_reward_that_fails_leaves_the_state_before_it(
+    bpgo_train, train, undisturbed, tmp_path, kind
+):
     act, says = FAILURES[kind]
     folder = tmp_path / "run"
-    code, message = bpgo_train(folder, reward=(act, 7))  # calls: evaluation (two), 1, 2, evaluation, 3
+    code, message = bpgo_train(
+        folder, reward=(act, 7)
+    )  # calls: evaluation (two), 1, 2, evaluation, 3
     assert code == 2
     assert message.startswith("reward 'test'")
     assert says in message
     assert message.count("reward 'test'") == 1
-    found, expected = (checkpoint.load_state(f / "checkpoint-000002") for f in (folder, undisturbed))
+    found, expected = (
+        checkpoint.load_state(f / "checkpoint-000002") for f in (folder, undisturbed)
+    )
     assert all_equal(found[0], expected[0])
     assert len(read_log(folder / "metrics.jsonl")) == 2
 
 
-def test_after_a_reward_that_failed_between_checkpoints_the_run_goes_on_as_if_it_had_not(bpgo_train, train, undisturbed, tmp_path):
+def test_after_a_reward_that_failed_between_checkpoints_the_run_goes_on_as_if_it_had_not(
+    bpgo_train, train, undisturbed, tmp_path
+):
     folder = tmp_path / "run"
     code, message = bpgo_train(folder, reward=(nan_at_the_second, 4))
     assert (code, "nan" in message) == (2, True)
@@ -374,26 +417,37 @@ def test_after_a_reward_that_failed_between_checkpoints_the_run_goes_on_as_if_it
 )
 def test_bad_input_is_refused_at_the_door_and_writes_nothing(bpgo_train, tmp_path, overrides):
     says = {
-        "group_size": "group_size = 1: Input should be greater than or equal to 2", "groups": "there are only 4",
-        "prompts={empty}": "has no prompts", "prompts=nowhere.txt": "no prompt file 'nowhere.txt'|'nowhere.txt' is no folder or file",
-        "prompts={keyless}": 'is not JSON lines with the key "prompt"', "prompts={broken}": "is not JSON lines",
-        "prompts={unknown}": "mauve", "evaluation.prompts={unknown}": "mauve", "reward.name=clipp": "did you mean 'clip'",
-        "reward.name=clip": "'nowhere' is no folder", "generator": "multiples of 8", "sampling": "a window of 9",
-    }  # fmt: skip
+        "group_size": "group_size = 1: Input should be greater than or equal to 2",
+        "groups": "there are only 4",
+        "prompts={empty}": "has no prompts",
+        "prompts=nowhere.txt": "no prompt file 'nowhere.txt'|'nowhere.txt' is no folder or file",
+        "prompts={keyless}": 'is not JSON lines with the key "prompt"',
+        "prompts={broken}": "is not JSON lines",
+        "prompts={unknown}": "mauve",
+        "evaluation.prompts={unknown}": "mauve",
+        "reward.name=clipp": "did you mean 'clip'",
+        "reward.name=clip": "'nowhere' is no folder",
+        "generator": "multiples of 8",
+        "sampling": "a window of 9",
+    }
     expected = says.get(overrides[0]) or says[overrides[0].partition(".")[0].partition("=")[0]]
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "unknown.txt").write_text("\n".join([*PROMPTS, "a mauve circle"]))
     (tmp_path / "keyless.jsonl").write_text('{"text": "a shape"}\n')
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a shape"\n')
     files = {path.stem: path for path in tmp_path.iterdir()}
-    code, message = bpgo_train(tmp_path / "run", *(override.format(**files) for override in overrides))
+    code, message = bpgo_train(
+        tmp_path / "run", *(override.format(**files) for override in overrides)
+    )
     assert code == 2
     assert any(part in message for part in expected.split("|")), message
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no tensors", "no state", "empty state"])
-def test_a_damaged_newest_checkpoint_is_refused_and_the_one_before_goes_on(bpgo_train, undisturbed, tmp_path, damage):
+def test_a_damaged_newest_checkpoint_is_refused_and_the_one_before_goes_on(
+    bpgo_train, undisturbed, tmp_path, damage
+):
     folder = shutil.copytree(undisturbed, tmp_path / "run")
     shutil.rmtree(folder / "final")
     newest = folder / "checkpoint-000004"
@@ -401,7 +455,9 @@ def test_a_damaged_newest_checkpoint_is_refused_and_the_one_before_goes_on(bpgo_
     if damage == "cut":
         (newest / "state.safetensors").write_bytes(data[:-1000])
     elif damage == "flipped":
-        (newest / "state.safetensors").write_bytes(data[:-1000] + bytes([data[-1000] ^ 1]) + data[-999:])
+        (newest / "state.safetensors").write_bytes(
+            data[:-1000] + bytes([data[-1000] ^ 1]) + data[-999:]
+        )
     elif damage == "empty state":
         (newest / "state.json").write_text("")
     else:
@@ -419,7 +475,9 @@ def test_a_damaged_newest_checkpoint_is_refused_and_the_one_before_goes_on(bpgo_
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(train, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    assert train(folder, runs.half_saved, overrides=["iterations=2"])[0] == -signal.SIGKILL  # so there is checkpoint 2
+    assert (
+        train(folder, runs.half_saved, overrides=["iterations=2"])[0] == -signal.SIGKILL
+    )  # so there is checkpoint 2
     code, said = train(folder, partial(runs.largest_file, 5_000_000))  # a checkpoint has 17 MB
     assert code == 2, said
     assert "checkpoint-000004" in said.rpartition("bpgo train: ")[2]
@@ -427,7 +485,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(train, undisturbed, tmp_pa
     checkpoint.load_state(folder / "checkpoint-000002")
     assert not list(folder.glob(".checkpoint*"))
     # now it is the line of a log that does not fit: half of it is written
-    size = (folder / "metrics.jsonl").stat().st_size - 20  # of four lines; every other file is smaller
+    size = (
+        folder / "metrics.jsonl"
+    ).stat().st_size - 20  # of four lines; every other file is smaller
     code, said = train(folder, partial(runs.largest_file, size))
     assert code == 2, said
     assert "File too large" in said.rpartition("bpgo train: ")[2]
@@ -465,8 +525,12 @@ def test_a_folder_that_may_not_be_written_to_is_refused_and_left_as_it_is(preset
         assert code == 2, said
         message = said.rpartition("bpgo train: ")[2]
         assert f"cannot write to the output folder {folder}: Permission denied" in message
-        assert {p.name for p in folder.iterdir()} == {p.name for p in undisturbed.iterdir()} - {"final"}
-        assert (folder / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+        assert {p.name for p in folder.iterdir()} == {p.name for p in undisturbed.iterdir()} - {
+            "final"
+        }
+        assert (folder / "metrics.jsonl").read_bytes() == (
+            undisturbed / "metrics.jsonl"
+        ).read_bytes()
 
 
 def test_a_file_in_the_place_of_the_output_folder_is_refused(bpgo_train, tmp_path):
@@ -482,9 +546,16 @@ def test_a_file_in_the_place_of_the_output_folder_is_refused(bpgo_train, tmp_pat
 
 def pixels_of(pipeline, x, prompts, sigmas):
     return pipeline(
-        prompt=prompts, height=32, width=32, sigmas=sigmas[:-1].tolist(), num_inference_steps=len(sigmas) - 1, guidance_scale=3.5,
-        latents=pipeline._pack_latents(x, *x.shape), max_sequence_length=16, output_type="pt",
-    ).images  # fmt: skip
+        prompt=prompts,
+        height=32,
+        width=32,
+        sigmas=sigmas[:-1].tolist(),
+        num_inference_steps=len(sigmas) - 1,
+        guidance_scale=3.5,
+        latents=pipeline._pack_latents(x, *x.shape),
+        max_sequence_length=16,
+        output_type="pt",
+    ).images
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -503,16 +574,32 @@ def test_the_export_makes_the_same_pictures_in_plain_diffusers(make, tiny_folder
         pipeline.load_lora_weights(final)
         assert not (final / "model_index.json").exists()
     with trainer.averaged_weights():
-        ours = trainer.policy.decode(integrate(trainer.policy, x, trainer.policy.encode(prompts), sigmas))
+        ours = trainer.policy.decode(
+            integrate(trainer.policy, x, trainer.policy.encode(prompts), sigmas)
+        )
     torch.testing.assert_close(pixels_of(pipeline, x, prompts, sigmas), ours, atol=1e-5, rtol=0)
-    assert (pixels_of(untrained, x, prompts, sigmas) - ours).abs().max() > 1e-3  # there was something to save
+    assert (
+        pixels_of(untrained, x, prompts, sigmas) - ours
+    ).abs().max() > 1e-3  # there was something to save
     card = (final / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
-    assert (header["base_model"], header["tags"]) == (str(tiny_folder), ["bpgo", "grpo", "lora" if lora else "full-weights"])
-    assert ("Low-rank adapters (rank 2, alpha 7," in card, "load_lora_weights" in card) == (lora, lora)
+    assert (header["base_model"], header["tags"]) == (
+        str(tiny_folder),
+        ["bpgo", "grpo", "lora" if lora else "full-weights"],
+    )
+    assert ("Low-rank adapters (rank 2, alpha 7," in card, "load_lora_weights" in card) == (
+        lora,
+        lora,
+    )
     o, kind = trainer.config.objective, trainer.config.prior.kind
-    assert f"- Objective: bpgo (alpha {o.alpha:g}, beta {o.beta:g}, lambda {o.lam:g}, k" in card and f"), prior {kind};" in card
-    assert "- Reward: 1 redness." in card and "- Prompts: given; 2 iterations of 2 groups of 3, seed 0." in card
+    assert (
+        f"- Objective: bpgo (alpha {o.alpha:g}, beta {o.beta:g}, lambda {o.lam:g}, k" in card
+        and f"), prior {kind};" in card
+    )
+    assert (
+        "- Reward: 1 redness." in card
+        and "- Prompts: given; 2 iterations of 2 groups of 3, seed 0." in card
+    )
     first, last = read_log(trainer.output / "evaluations.jsonl")
     for name in ("reward", "blueness"):
         (row,) = [line.split() for line in card.splitlines() if line.split()[:1] == [name]]
@@ -532,16 +619,32 @@ def test_without_ras_and_crt_bpgo_is_grpo_bit_for_bit(make):
         both.append(trainer)
     grpo, bpgo = both
     assert all_equal(weights(grpo), weights(bpgo))
-    assert (grpo.output / "evaluations.jsonl").read_bytes() == (bpgo.output / "evaluations.jsonl").read_bytes()
+    assert (grpo.output / "evaluations.jsonl").read_bytes() == (
+        bpgo.output / "evaluations.jsonl"
+    ).read_bytes()
     logs = [read_log(trainer.output / "metrics.jsonl") for trainer in both]
-    same = ("reward", "reward_std", "loss", "clip_up", "clip_down", "approx_kl", "grad_norm", "weight_min", "weight_max")
-    assert [[row[name] for name in same] for row in logs[0]] == [[row[name] for name in same] for row in logs[1]]
+    same = (
+        "reward",
+        "reward_std",
+        "loss",
+        "clip_up",
+        "clip_down",
+        "approx_kl",
+        "grad_norm",
+        "weight_min",
+        "weight_max",
+    )
+    assert [[row[name] for name in same] for row in logs[0]] == [
+        [row[name] for name in same] for row in logs[1]
+    ]
 
 
 def test_the_objectives_do_differ(make):
     moved = {}
     for name in ("grpo", "ras", "crt", "bpgo", "bgpo"):
-        trainer = make(objective={"name": name, "kappa": 3.0}, prior={"kind": "constant", "value": 0.3})
+        trainer = make(
+            objective={"name": name, "kappa": 3.0}, prior={"kind": "constant", "value": 0.3}
+        )
         trainer.step()
         moved[name] = torch.cat([p.flatten() for p in weights(trainer).values()])
     for a, b in itertools.combinations(moved, 2):
@@ -549,7 +652,9 @@ def test_the_objectives_do_differ(make):
 
 
 def test_more_updates_and_epochs_leave_the_old_policy_and_are_clipped(make):
-    trainer = make(optimiser={"updates": 2, "epochs": 2, "learning_rate": 3e-3}, objective={"clip_range": 1e-4})
+    trainer = make(
+        optimiser={"updates": 2, "epochs": 2, "learning_rate": 3e-3}, objective={"clip_range": 1e-4}
+    )
     metrics = trainer.step()
     assert metrics["first_log_ratio"] == 0.0
     assert metrics["clip_up"] > 0
@@ -581,21 +686,46 @@ def test_the_gradient_is_the_paper_s_whatever_the_micro_batch(make):
     rows = {name: value.repeat_interleave(3, 0) for name, value in cond.items()}
     densities = []
     for n, i in enumerate(plan.trained):
-        s, sigma, dt, x = plan.noise[i], plan.sigmas[i], plan.sigmas[i + 1] - plan.sigmas[i], rollout.x[n]
+        s, sigma, dt, x = (
+            plan.noise[i],
+            plan.sigmas[i],
+            plan.sigmas[i + 1] - plan.sigmas[i],
+            rollout.x[n],
+        )
         v = trainer.policy.velocity(x, sigma, rows)
         mean = x + v * dt + s**2 / (2 * sigma) * (x + (1 - sigma) * v) * dt
-        densities.append(torch.distributions.Normal(mean, s * (-dt) ** 0.5).log_prob(rollout.x_next[n]).flatten(1).mean(1))
+        densities.append(
+            torch.distributions.Normal(mean, s * (-dt) ** 0.5)
+            .log_prob(rollout.x_next[n])
+            .flatten(1)
+            .mean(1)
+        )
     loss = -(effective * torch.stack(densities)).mean()
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(trainer.parameters.values()))])
+    expected = torch.cat(
+        [g.flatten() for g in torch.autograd.grad(loss, list(trainer.parameters.values()))]
+    )
 
     start, gradients = weights(trainer), []
     for cuts in ([0, 6], [0, 4, 6], [0, 1, 2, 3, 4, 5, 6]):
-        plain = torch.optim.SGD(trainer.parameters.values(), lr=1.0)  # one step of it is minus the gradient
+        plain = torch.optim.SGD(
+            trainer.parameters.values(), lr=1.0
+        )  # one step of it is minus the gradient
         batches = [[slice(a, b) for a, b in itertools.pairwise(cuts)]]
         update.update_policy(
-            trainer.policy, trainer.accelerator, plain, rollout, plan, cond, advantages, batches, 1e-3, float("inf")
+            trainer.policy,
+            trainer.accelerator,
+            plain,
+            rollout,
+            plan,
+            cond,
+            advantages,
+            batches,
+            1e-3,
+            float("inf"),
         )
-        gradients.append(torch.cat([(start[name] - p).flatten() for name, p in weights(trainer).items()]))
+        gradients.append(
+            torch.cat([(start[name] - p).flatten() for name, p in weights(trainer).items()])
+        )
         with torch.no_grad():
             for name, p in trainer.parameters.items():
                 p.copy_(start[name])
@@ -613,21 +743,28 @@ def test_an_interrupted_update_leaves_nothing_in_the_next(make):
 
 
 def test_gradient_checkpointing_does_not_change_the_gradient(make):
-    plain, saving = (make(generator={"gradient_checkpointing": flag}).step() for flag in (False, True))
+    plain, saving = (
+        make(generator={"gradient_checkpointing": flag}).step() for flag in (False, True)
+    )
     assert saving["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-5)
     assert saving["loss"] == plain["loss"]
 
 
 @pytest.mark.slow
 def test_compiled_transformers_take_the_same_step(make):
-    eager, compiled = (make(generator={"compile": flag}, optimiser={"learning_rate": 1e-4}) for flag in (False, True))
+    eager, compiled = (
+        make(generator={"compile": flag}, optimiser={"learning_rate": 1e-4})
+        for flag in (False, True)
+    )
     expected, found = eager.step(), compiled.step()
     assert found["first_log_ratio"] == pytest.approx(0, abs=1e-5)
     for name in ("reward", "grad_norm"):
         assert found[name] == pytest.approx(expected[name], rel=1e-3)
     for name, p in weights(compiled).items():
         assert p.isfinite().all()
-        assert (p - weights(eager)[name]).abs().max() <= 2.1e-4  # at most a step in the other direction, where a gradient is nearly zero
+        assert (
+            (p - weights(eager)[name]).abs().max() <= 2.1e-4
+        )  # at most a step in the other direction, where a gradient is nearly zero
 
 
 def test_averaged_weights_are_their_closed_form(make):
@@ -638,12 +775,14 @@ def test_averaged_weights_are_their_closed_form(make):
         trainer.step()
         seen.append(weights(trainer))
     for name, average in trainer.ema.items():
-        expected = decay**3 * seen[0][name] + (1 - decay) * sum(decay ** (3 - i) * seen[i][name] for i in (1, 2, 3))
+        expected = decay**3 * seen[0][name] + (1 - decay) * sum(
+            decay ** (3 - i) * seen[i][name] for i in (1, 2, 3)
+        )
         torch.testing.assert_close(average, expected, atol=1e-6, rtol=1e-5)
         assert not average.requires_grad  # else the graph of the whole run would be kept
     with pytest.raises(ZeroDivisionError), trainer.averaged_weights():
         assert all_equal(weights(trainer), trainer.ema)
-        1 / 0  # noqa: B018
+        1 / 0
     assert all_equal(weights(trainer), seen[-1])
 
 
@@ -731,7 +870,11 @@ def test_an_sft_prior_is_the_mean_reward_of_the_start_and_is_kept(make, calls, k
     trainer = make(**options)
     assert calls.count > 0
     e, shift = trainer.config.evaluation, trainer.config.sampling.shift
-    found = evaluate(trainer.policy, trainer.prompts, {"reward": trainer.reward}, 3, e.steps, shift).scores["reward"].mean(1)
+    found = (
+        evaluate(trainer.policy, trainer.prompts, {"reward": trainer.reward}, 3, e.steps, shift)
+        .scores["reward"]
+        .mean(1)
+    )
     expected = dict(zip(trainer.prompts, found.tolist(), strict=True))
     drawn = trainer.collect()[0]
     asked = [expected[p] for p in drawn] if kind == "sft_per_prompt" else list(expected.values())
@@ -740,7 +883,9 @@ def test_an_sft_prior_is_the_mean_reward_of_the_start_and_is_kept(make, calls, k
     calls.count = 0
     again = make(**options)  # from the starting weights again
     assert calls.count == 0
-    assert again.prior(drawn, torch.zeros(2, 3)) == pytest.approx(torch.as_tensor(trainer.prior(drawn, torch.zeros(2, 3))))
+    assert again.prior(drawn, torch.zeros(2, 3)) == pytest.approx(
+        torch.as_tensor(trainer.prior(drawn, torch.zeros(2, 3)))
+    )
 
 
 def test_reference_rewards_are_computed_anew_for_other_weights_rewards_and_prompts(make, calls):
@@ -761,7 +906,12 @@ def test_reference_rewards_are_computed_anew_for_other_weights_rewards_and_promp
 
 
 def test_a_prior_of_the_start_survives_a_resume(make, calls, tmp_path):
-    options = {"prior": {"kind": "sft", "samples": 2}, "output": tmp_path / "run", "checkpoint_every": 1, "iterations": 3}
+    options = {
+        "prior": {"kind": "sft", "samples": 2},
+        "output": tmp_path / "run",
+        "checkpoint_every": 1,
+        "iterations": 3,
+    }
     trainer = make(**options)
     trainer.step()
     trainer.save_checkpoint()
@@ -794,11 +944,16 @@ def test_evaluations_are_logged_with_every_score_and_what_is_not_defined(make):
     assert rows[0]["sometimes"] == 1.5
     expected = [[None, None] if p == "a shape" else [1.5, 1.5] for p in trainer.prompts]
     assert [row["scores"]["sometimes"] for row in rows] == [expected] * 3
-    assert rows[0]["reward"] == pytest.approx(sum(sum(row) for row in rows[0]["scores"]["reward"]) / 8, rel=1e-5)
+    assert rows[0]["reward"] == pytest.approx(
+        sum(sum(row) for row in rows[0]["scores"]["reward"]) / 8, rel=1e-5
+    )
 
 
 def test_a_measure_that_is_defined_nowhere_is_logged_as_json(make):
-    trainer = make(metrics={"nowhere": lambda pixels, prompts: torch.full((len(prompts),), torch.nan)}, iterations=1)
+    trainer = make(
+        metrics={"nowhere": lambda pixels, prompts: torch.full((len(prompts),), torch.nan)},
+        iterations=1,
+    )
     trainer.train()
     for line in (trainer.output / "evaluations.jsonl").read_text().splitlines():
         row = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
@@ -806,7 +961,9 @@ def test_a_measure_that_is_defined_nowhere_is_logged_as_json(make):
 
 
 def test_held_out_rewards_are_evaluated(make, image_reward_folder):
-    trainer = make(evaluation={"held_out": {"name": "image_reward", "path": str(image_reward_folder)}})
+    trainer = make(
+        evaluation={"held_out": {"name": "image_reward", "path": str(image_reward_folder)}}
+    )
     found = trainer.evaluate()
     assert set(found.scores) == {"reward", "held_out"}
     assert found.scores["held_out"].isfinite().all()
@@ -821,15 +978,25 @@ def test_a_tracker_writes_beside_the_metrics(make):
     read = EventAccumulator(str(events.parent)).Reload()
     assert {"reward", "evaluation/reward", "grad_norm"} <= set(read.Tags()["scalars"])
     (logged,) = read.Scalars("reward")
-    assert logged.value == pytest.approx(read_log(trainer.output / "metrics.jsonl")[0]["reward"], rel=1e-6)
+    assert logged.value == pytest.approx(
+        read_log(trainer.output / "metrics.jsonl")[0]["reward"], rel=1e-6
+    )
 
 
 def test_the_shipped_preset_trains(tmp_path):
     """One iteration of what the README trains, with everything it measures."""
-    small = ["iterations=1", "group_size=2", "sampling.steps=4", "evaluation.samples=1", "evaluation.steps=2"]
+    small = [
+        "iterations=1",
+        "group_size=2",
+        "sampling.steps=4",
+        "evaluation.samples=1",
+        "evaluation.steps=2",
+    ]
     code = main(["train", "t2i-tiny", "--output", str(tmp_path / "run"), *small])
     assert code == 0
     first, last = read_log(tmp_path / "run" / "evaluations.jsonl")
     assert {"reward", "held_out", "accuracy", "distance"} <= first.keys()
     assert (first["iteration"], last["iteration"]) == (0, 1)
-    assert len(first["scores"]["accuracy"]) == sum(1 for _ in (SHIPPED / "prompts" / "evaluation.jsonl").open())
+    assert len(first["scores"]["accuracy"]) == sum(
+        1 for _ in (SHIPPED / "prompts" / "evaluation.jsonl").open()
+    )

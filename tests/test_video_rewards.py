@@ -12,21 +12,50 @@ from torch import nn
 from bpgo.rewards import REWARDS, RewardError, checked, load_reward, video_clip_xl
 from bpgo.rewards.image_grid import grid, square
 from bpgo.rewards.video_clip_xl import MEAN, PUBLISHED, STD, VideoCLIP, load, preprocess
-from bpgo.shapes import tiny
+from bpgo.worlds.pretrain import architectures as tiny
 
 PROMPTS = ["a red circle", "a small crimson box at the top", "a shape"]
-WIDTH, TEXT_WIDTH, HEADS, LAYERS, JOINT, FRAMES, LENGTH, SIDE, PATCH = 48, 32, 3, 2, 24, 8, 40, 32, 8
-LONG = " ".join(PROMPTS[i % 2] for i in range(8))  # more than 20 tokens: it reaches the second table of positions
+WIDTH, TEXT_WIDTH, HEADS, LAYERS, JOINT, FRAMES, LENGTH, SIDE, PATCH = (
+    48,
+    32,
+    3,
+    2,
+    24,
+    8,
+    40,
+    32,
+    8,
+)
+LONG = " ".join(
+    PROMPTS[i % 2] for i in range(8)
+)  # more than 20 tokens: it reaches the second table of positions
 
 
 def config(tokenizer, **changes):
     """A tiny VideoCLIP read at the end token of `tokenizer`."""
     start, *_, end = tokenizer("a")["input_ids"]
     ends = {"bos_token_id": start, "eos_token_id": end}
-    vision = dict(image_size=SIDE, patch_size=PATCH, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_attention_heads=HEADS)
-    text = dict(vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=4 * TEXT_WIDTH, num_attention_heads=2, **ends)
-    return {"vision": vision | {"num_hidden_layers": LAYERS}, "text": text | {"num_hidden_layers": LAYERS, "pad_token_id": 0},
-            "projection_dim": JOINT, "frames": FRAMES, "max_length": LENGTH} | changes  # fmt: skip
+    vision = dict(
+        image_size=SIDE,
+        patch_size=PATCH,
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_attention_heads=HEADS,
+    )
+    text = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_attention_heads=2,
+        **ends,
+    )
+    return {
+        "vision": vision | {"num_hidden_layers": LAYERS},
+        "text": text | {"num_hidden_layers": LAYERS, "pad_token_id": 0},
+        "projection_dim": JOINT,
+        "frames": FRAMES,
+        "max_length": LENGTH,
+    } | changes
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +76,9 @@ def videos(frames, height=SIDE, width=SIDE, batch=3):
     """Noise around a level for each frame, so that no two frames and no two videos are alike."""
     generator = torch.Generator().manual_seed(frames * 100 + height)
     levels = torch.rand(batch, frames, 3, 1, 1, generator=generator)
-    return (levels + 0.3 * torch.randn(batch, frames, 3, height, width, generator=generator)).clamp(0, 1)
+    return (levels + 0.3 * torch.randn(batch, frames, 3, height, width, generator=generator)).clamp(
+        0, 1
+    )
 
 
 # ------------------------------------------------------------------------- the published layout, written and read on its own
@@ -55,16 +86,33 @@ def videos(frames, height=SIDE, width=SIDE, batch=3):
 
 def random(shapes, generator):
     """A random tensor for each shape; the weights of layer norms lie around 1."""
-    return {k: torch.randn(s, generator=generator) * 0.3 + ("ln_" in k and "weight" in k) for k, s in shapes.items()}
+    return {
+        k: torch.randn(s, generator=generator) * 0.3 + ("ln_" in k and "weight" in k)
+        for k, s in shapes.items()
+    }
 
 
 def blocks(width, layers, generator):
     """Random tensors of a transformer under OpenAI CLIP's names."""
-    shapes = {"attn.in_proj_weight": (3 * width, width), "attn.in_proj_bias": (3 * width,), "attn.out_proj.weight": (width, width),
-              "attn.out_proj.bias": (width,), "ln_1.weight": (width,), "ln_1.bias": (width,), "mlp.c_fc.weight": (4 * width, width),
-              "mlp.c_fc.bias": (4 * width,), "mlp.c_proj.weight": (width, 4 * width), "mlp.c_proj.bias": (width,),
-              "ln_2.weight": (width,), "ln_2.bias": (width,)}  # fmt: skip
-    return {f"transformer.resblocks.{i}.{k}": v for i in range(layers) for k, v in random(shapes, generator).items()}
+    shapes = {
+        "attn.in_proj_weight": (3 * width, width),
+        "attn.in_proj_bias": (3 * width,),
+        "attn.out_proj.weight": (width, width),
+        "attn.out_proj.bias": (width,),
+        "ln_1.weight": (width,),
+        "ln_1.bias": (width,),
+        "mlp.c_fc.weight": (4 * width, width),
+        "mlp.c_fc.bias": (4 * width,),
+        "mlp.c_proj.weight": (width, 4 * width),
+        "mlp.c_proj.bias": (width,),
+        "ln_2.weight": (width,),
+        "ln_2.bias": (width,),
+    }
+    return {
+        f"transformer.resblocks.{i}.{k}": v
+        for i in range(layers)
+        for k, v in random(shapes, generator).items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +125,31 @@ def tokenizer():
 def published(tokenizer):
     """A state dict as VideoCLIP-XL.bin has it, of tiny sizes."""
     g, words = torch.Generator().manual_seed(4), len(tokenizer)
-    vision = {"class_embedding": (WIDTH,), "positional_embedding": ((SIDE // PATCH) ** 2 + 1, WIDTH),
-              "temporal_positional_embedding": (1, FRAMES, WIDTH), "proj": (WIDTH, JOINT), "conv1.weight": (WIDTH, 3, 1, PATCH, PATCH),
-              "ln_pre.weight": (WIDTH,), "ln_pre.bias": (WIDTH,), "ln_post.weight": (WIDTH,), "ln_post.bias": (WIDTH,)}  # fmt: skip
-    text = {"positional_embedding": (LENGTH, TEXT_WIDTH), "positional_embedding_res": (LENGTH, TEXT_WIDTH),
-            "text_projection": (TEXT_WIDTH, JOINT), "logit_scale": (), "token_embedding.weight": (words, TEXT_WIDTH),
-            "ln_final.weight": (TEXT_WIDTH,), "ln_final.bias": (TEXT_WIDTH,)}  # fmt: skip
+    vision = {
+        "class_embedding": (WIDTH,),
+        "positional_embedding": ((SIDE // PATCH) ** 2 + 1, WIDTH),
+        "temporal_positional_embedding": (1, FRAMES, WIDTH),
+        "proj": (WIDTH, JOINT),
+        "conv1.weight": (WIDTH, 3, 1, PATCH, PATCH),
+        "ln_pre.weight": (WIDTH,),
+        "ln_pre.bias": (WIDTH,),
+        "ln_post.weight": (WIDTH,),
+        "ln_post.bias": (WIDTH,),
+    }
+    text = {
+        "positional_embedding": (LENGTH, TEXT_WIDTH),
+        "positional_embedding_res": (LENGTH, TEXT_WIDTH),
+        "text_projection": (TEXT_WIDTH, JOINT),
+        "logit_scale": (),
+        "token_embedding.weight": (words, TEXT_WIDTH),
+        "ln_final.weight": (TEXT_WIDTH,),
+        "ln_final.bias": (TEXT_WIDTH,),
+    }
     state = {"vision_model.temp": torch.tensor(0.01)}
-    for prefix, shapes, width in (("vision_model.vision_encoder.", vision, WIDTH), ("text_model.", text, TEXT_WIDTH)):
+    for prefix, shapes, width in (
+        ("vision_model.vision_encoder.", vision, WIDTH),
+        ("text_model.", text, TEXT_WIDTH),
+    ):
         state |= {prefix + k: v for k, v in (random(shapes, g) | blocks(width, LAYERS, g)).items()}
     return state
 
@@ -101,12 +166,22 @@ def published_folder(published, tokenizer, tmp_path, monkeypatch):
 def transformer(x, state, heads, mask=None):
     """Pre-norm blocks with QuickGELU and nn.MultiheadAttention; x (length, batch, width) as there."""
     for i in range(LAYERS):
-        at = {k.removeprefix(f"transformer.resblocks.{i}."): v for k, v in state.items() if k.startswith(f"transformer.resblocks.{i}.")}
+        at = {
+            k.removeprefix(f"transformer.resblocks.{i}."): v
+            for k, v in state.items()
+            if k.startswith(f"transformer.resblocks.{i}.")
+        }
         attention = nn.MultiheadAttention(x.shape[-1], heads)
-        attention.load_state_dict({k.removeprefix("attn."): v for k, v in at.items() if k.startswith("attn.")})
+        attention.load_state_dict(
+            {k.removeprefix("attn."): v for k, v in at.items() if k.startswith("attn.")}
+        )
         y = nn.functional.layer_norm(x, x.shape[-1:], at["ln_1.weight"], at["ln_1.bias"])
         x = x + attention(y, y, y, need_weights=False, attn_mask=mask)[0]
-        y = nn.functional.layer_norm(x, x.shape[-1:], at["ln_2.weight"], at["ln_2.bias"]) @ at["mlp.c_fc.weight"].T + at["mlp.c_fc.bias"]
+        y = (
+            nn.functional.layer_norm(x, x.shape[-1:], at["ln_2.weight"], at["ln_2.bias"])
+            @ at["mlp.c_fc.weight"].T
+            + at["mlp.c_fc.bias"]
+        )
         x = x + (y * torch.sigmoid(1.702 * y)) @ at["mlp.c_proj.weight"].T + at["mlp.c_proj.bias"]
     return x
 
@@ -117,21 +192,34 @@ def part(state, prefix):
 
 def embed_video(frames, state, order="n t"):
     """(B, T, 3, S, S) normalised -> (B, JOINT); the tokens place by place (`n t`) or frame by frame (`t n`)."""
-    x = nn.functional.conv3d(frames.transpose(1, 2), state["conv1.weight"], stride=(1, PATCH, PATCH))
+    x = nn.functional.conv3d(
+        frames.transpose(1, 2), state["conv1.weight"], stride=(1, PATCH, PATCH)
+    )
     x = torch.einsum("bdtyx->btyxd", x).flatten(2, 3) + state["positional_embedding"][1:]
     x = x + state["temporal_positional_embedding"][0][:, None]
     x = (x.transpose(1, 2) if order == "n t" else x).flatten(1, 2)
     first = (state["class_embedding"] + state["positional_embedding"][0]).expand(len(x), 1, -1)
-    x = nn.functional.layer_norm(torch.cat([first, x], 1), (WIDTH,), state["ln_pre.weight"], state["ln_pre.bias"])
+    x = nn.functional.layer_norm(
+        torch.cat([first, x], 1), (WIDTH,), state["ln_pre.weight"], state["ln_pre.bias"]
+    )
     x = transformer(x.transpose(0, 1), state, HEADS)[0]
-    return nn.functional.layer_norm(x, (WIDTH,), state["ln_post.weight"], state["ln_post.bias"]) @ state["proj"]
+    return (
+        nn.functional.layer_norm(x, (WIDTH,), state["ln_post.weight"], state["ln_post.bias"])
+        @ state["proj"]
+    )
 
 
 def embed_text(ids, state, end):
     """(B, LENGTH) token ids, zeros after the end token -> (B, JOINT). (Upstream finds the end as the highest id, which it is there.)"""
     early = (torch.arange(LENGTH) < 20)[:, None]
-    x = state["token_embedding.weight"][ids] + state["positional_embedding"] * early + state["positional_embedding_res"] * ~early
-    x = transformer(x.transpose(0, 1), state, 2, torch.full((LENGTH, LENGTH), -math.inf).triu(1)).transpose(0, 1)
+    x = (
+        state["token_embedding.weight"][ids]
+        + state["positional_embedding"] * early
+        + state["positional_embedding_res"] * ~early
+    )
+    x = transformer(
+        x.transpose(0, 1), state, 2, torch.full((LENGTH, LENGTH), -math.inf).triu(1)
+    ).transpose(0, 1)
     x = nn.functional.layer_norm(x, (TEXT_WIDTH,), state["ln_final.weight"], state["ln_final.bias"])
     return x[torch.arange(len(x)), ids.eq(end).int().argmax(-1)] @ state["text_projection"]
 
@@ -147,7 +235,9 @@ def token_ids(prompts, tokenizer):
 
 
 def normalised(frames):
-    return (frames - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    return (frames - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    ).view(3, 1, 1)
 
 
 @torch.no_grad()
@@ -164,20 +254,33 @@ def test_the_published_forward(published, published_folder, tokenizer):
         expected = nn.functional.cosine_similarity(embed_video(seen, vision, order), read)
         torch.testing.assert_close(came, expected, atol=1e-5, rtol=0)
     assert expected.std() > 0.01
-    torch.testing.assert_close(load_reward("video_clip_xl", published_folder / "VideoCLIP-XL.bin")(pixels, prompts), came)
+    torch.testing.assert_close(
+        load_reward("video_clip_xl", published_folder / "VideoCLIP-XL.bin")(pixels, prompts), came
+    )
 
 
 def test_published_tensors_are_each_used_where_they_belong(published, published_folder):
     """The two scalars and the unused halves of the two tables of text positions change nothing; the used halves do."""
     reward = load_reward("video_clip_xl", published_folder)(videos(8), [LONG] * 3)
     first, second = "text_model.positional_embedding", "text_model.positional_embedding_res"
-    halves = [(first, slice(20, None), True), (first, slice(20), False), (second, slice(20), True), (second, slice(20, None), False),
-              ("vision_model.temp", ..., True), ("text_model.logit_scale", ..., True)]  # fmt: skip
+    halves = [
+        (first, slice(20, None), True),
+        (first, slice(20), False),
+        (second, slice(20), True),
+        (second, slice(20, None), False),
+        ("vision_model.temp", ..., True),
+        ("text_model.logit_scale", ..., True),
+    ]
     for name, places, same in halves:
         changed = {k: v.clone() for k, v in published.items()}
         changed[name][places] += torch.randn(changed[name][places].shape)
         torch.save(changed, published_folder / "VideoCLIP-XL.bin")
-        assert torch.equal(load_reward("video_clip_xl", published_folder)(videos(8), [LONG] * 3), reward) is same, name
+        assert (
+            torch.equal(
+                load_reward("video_clip_xl", published_folder)(videos(8), [LONG] * 3), reward
+            )
+            is same
+        ), name
 
 
 def test_the_published_size():
@@ -185,7 +288,10 @@ def test_the_published_size():
     with torch.device("meta"):
         model = VideoCLIP(PUBLISHED)
     assert sum(p.numel() for p in model.parameters()) == 427_756_032
-    assert (model.temporal.shape, model.text.text_model.embeddings.position_embedding.weight.shape) == ((1, 8, 1024), (248, 768))
+    assert (
+        model.temporal.shape,
+        model.text.text_model.embeddings.position_embedding.weight.shape,
+    ) == ((1, 8, 1024), (248, 768))
 
 
 class Code:
@@ -203,22 +309,36 @@ def test_a_published_file_that_is_not_whole_is_refused(published, published_fold
         "text_model.transformer.resblocks.1.attn.in_proj_bias": "text.text_model.encoder.layers.1.self_attn.k_proj.bias",
     }.items():
         torch.save({k: v for k, v in published.items() if k != name}, file)
-        with pytest.raises(ValueError, match=rf"holds no whole VideoCLIP: \d tensors are missing, .* such as {called}$"):
+        with pytest.raises(
+            ValueError,
+            match=rf"holds no whole VideoCLIP: \d tensors are missing, .* such as {called}$",
+        ):
             load_reward("video_clip_xl", published_folder)
-    for broken in (whole[: len(whole) // 2], whole[:1000], b"", b"no checkpoint", b"version https://git-lfs.github.com/spec/v1\n"):
+    for broken in (
+        whole[: len(whole) // 2],
+        whole[:1000],
+        b"",
+        b"no checkpoint",
+        b"version https://git-lfs.github.com/spec/v1\n",
+    ):
         file.write_bytes(broken)
         with pytest.raises(ValueError, match=r"VideoCLIP-XL\.bin is damaged"):
             load_reward("video_clip_xl", published_folder)
     for content in (published | {"code": Code()}, Code(), [1, 2], torch.zeros(3)):
         torch.save(content, file)
-        with pytest.raises(ValueError, match=r"VideoCLIP-XL\.bin is damaged, or holds more than tensors \(code in it is not run\)"):
+        with pytest.raises(
+            ValueError,
+            match=r"VideoCLIP-XL\.bin is damaged, or holds more than tensors \(code in it is not run\)",
+        ):
             load_reward("video_clip_xl", published_folder)
     assert "ran" not in capsys.readouterr().out
 
 
 def test_both_formats_of_torch_save_load_alike(published, published_folder):
     zipped = load_reward("video_clip_xl", published_folder)(videos(9), PROMPTS)
-    torch.save(published, published_folder / "VideoCLIP-XL.bin", _use_new_zipfile_serialization=False)
+    torch.save(
+        published, published_folder / "VideoCLIP-XL.bin", _use_new_zipfile_serialization=False
+    )
     assert torch.equal(load_reward("video_clip_xl", published_folder)(videos(9), PROMPTS), zipped)
     whole = (published_folder / "VideoCLIP-XL.bin").read_bytes()
     (published_folder / "VideoCLIP-XL.bin").write_bytes(whole[: len(whole) // 2])
@@ -226,7 +346,9 @@ def test_both_formats_of_torch_save_load_alike(published, published_folder):
         load_reward("video_clip_xl", published_folder)
 
 
-def test_a_hub_id_downloads_the_one_file_and_clip_s_tokenizer(published_folder, tokenizer, monkeypatch):
+def test_a_hub_id_downloads_the_one_file_and_clip_s_tokenizer(
+    published_folder, tokenizer, monkeypatch
+):
     import huggingface_hub
     import transformers
 
@@ -246,7 +368,10 @@ def test_a_hub_id_downloads_the_one_file_and_clip_s_tokenizer(published_folder, 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(transformers, "AutoTokenizer", Tokenizers)
     assert load_reward("video_clip_xl")(videos(8), PROMPTS).shape == (3,)
-    assert asked == [("alibaba-pai/VideoCLIP-XL", "VideoCLIP-XL.bin"), "openai/clip-vit-large-patch14"]
+    assert asked == [
+        ("alibaba-pai/VideoCLIP-XL", "VideoCLIP-XL.bin"),
+        "openai/clip-vit-large-patch14",
+    ]
 
 
 # --------------------------------------------------------------------------------------------------- which pixels are seen
@@ -254,16 +379,27 @@ def test_a_hub_id_downloads_the_one_file_and_clip_s_tokenizer(published_folder, 
 
 @pytest.mark.parametrize(
     ("count", "seen"),
-    [(81, range(0, 80, 10)), (9, range(8)), (8, range(8)), (15, range(8)), (16, range(0, 16, 2)), (49, range(0, 48, 6))],
+    [
+        (81, range(0, 80, 10)),
+        (9, range(8)),
+        (8, range(8)),
+        (15, range(8)),
+        (16, range(0, 16, 2)),
+        (49, range(0, 48, 6)),
+    ],
 )
 def test_frames_are_chosen_as_upstream_does(count, seen):
     pixels = (torch.arange(count) / count).view(1, count, 1, 1, 1).expand(2, count, 3, 4, 4)
-    came = preprocess(pixels, 8, 4) * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    came = preprocess(pixels, 8, 4) * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(
+        3, 1, 1
+    )
     assert came.shape == (2, 8, 3, 4, 4)
     assert (came * count).round().long()[1, :, 2, 3, 3].tolist() == list(seen)
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 100), (90, 33), (20, 24), (480 // 4, 832 // 4)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(32, 32), (48, 100), (90, 33), (20, 24), (480 // 4, 832 // 4)]
+)
 def test_frames_are_stretched_as_cv2_does(height, width):
     """cv2's INTER_LINEAR, one output pixel after the other: centre at (i + 0.5) n / S - 0.5, edges repeated, no antialias."""
     pixels = videos(8, height, width, batch=1)
@@ -277,18 +413,25 @@ def test_frames_are_stretched_as_cv2_does(height, width):
                 matrix[i, min(max(j, 0), size - 1)] += share
         return matrix
 
-    expected = torch.einsum("yh,btchw,xw->btcyx", weights(height), pixels.double(), weights(width)).float()
+    expected = torch.einsum(
+        "yh,btchw,xw->btcyx", weights(height), pixels.double(), weights(width)
+    ).float()
     torch.testing.assert_close(preprocess(pixels, 8, SIDE), normalised(expected), atol=2e-5, rtol=0)
 
 
 def test_what_is_no_video_is_refused(folder):
     reward = load_reward("video_clip_xl", folder)
-    with pytest.raises(RewardError, match=r"takes videos \(batch, frames, 3, height, width\) in \[0, 1\], not \(3, 3, 32, 32\)"):
+    with pytest.raises(
+        RewardError,
+        match=r"takes videos \(batch, frames, 3, height, width\) in \[0, 1\], not \(3, 3, 32, 32\)",
+    ):
         reward(torch.zeros(3, 3, 32, 32), PROMPTS)
     with pytest.raises(RewardError, match=r"not \(3, 3, 9, 32, 32\)"):  # channels first
         reward(torch.zeros(3, 3, 9, 32, 32), PROMPTS)
     for few in (0, 1, 7):
-        with pytest.raises(RewardError, match=f"sees 8 frames of a video and these have {few}: sample at least 8"):
+        with pytest.raises(
+            RewardError, match=f"sees 8 frames of a video and these have {few}: sample at least 8"
+        ):
             reward(torch.zeros(3, few, 3, 32, 32), PROMPTS)
     with pytest.raises(RewardError, match="3 videos for 2 prompts"):
         reward(torch.zeros(3, 8, 3, 32, 32), PROMPTS[:2])
@@ -305,9 +448,13 @@ def test_the_order_of_frames_matters_through_the_temporal_positions(folder, tmp_
     assert (values - reward(pixels.flip(1), PROMPTS)).abs().max() > 1e-2
     still = shutil.copytree(folder, tmp_path / "still")
     weights = load_file(still / "model.safetensors")
-    save_file(weights | {"temporal": torch.zeros_like(weights["temporal"])}, still / "model.safetensors")
+    save_file(
+        weights | {"temporal": torch.zeros_like(weights["temporal"])}, still / "model.safetensors"
+    )
     reward = load_reward("video_clip_xl", still)
-    torch.testing.assert_close(reward(pixels, PROMPTS), reward(pixels.flip(1), PROMPTS), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        reward(pixels, PROMPTS), reward(pixels.flip(1), PROMPTS), atol=1e-5, rtol=0
+    )
     assert (reward(pixels, PROMPTS) - values).abs().max() > 1e-2
 
 
@@ -315,7 +462,11 @@ def test_a_video_s_reward_is_its_own_and_float32(folder):
     reward, pixels = load_reward("video_clip_xl", folder), videos(9)
     prompts = [PROMPTS[2], PROMPTS[1], LONG]  # short, longer and cut
     together = reward(pixels, prompts)
-    assert (together.shape, together.dtype, together.abs().max() <= 1) == ((3,), torch.float32, True)
+    assert (together.shape, together.dtype, together.abs().max() <= 1) == (
+        (3,),
+        torch.float32,
+        True,
+    )
     assert torch.equal(together, reward(pixels, prompts))
     assert torch.equal(together, load_reward("video_clip_xl", folder)(pixels, prompts))
     alone = torch.cat([reward(pixels[i : i + 1], prompts[i : i + 1]) for i in range(3)])
@@ -343,12 +494,16 @@ def test_embeddings_are_of_length_one_and_can_be_trained(folder):
 def test_the_reward_runs_on_the_device_it_is_loaded_on(folder):
     pixels = videos(9)
     here, there = load_reward("video_clip_xl", folder), load_reward("video_clip_xl", folder, "cuda")
-    torch.testing.assert_close(there(pixels.cuda(), PROMPTS).cpu(), here(pixels, PROMPTS), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        there(pixels.cuda(), PROMPTS).cpu(), here(pixels, PROMPTS), atol=1e-3, rtol=0
+    )
     assert there(pixels, PROMPTS).device == pixels.device
 
 
 def test_unknown_words_are_refused(folder):
-    with pytest.raises(RewardError, match="'a mauve shape' has words that the text encoder does not know: mauve"):
+    with pytest.raises(
+        RewardError, match="'a mauve shape' has words that the text encoder does not know: mauve"
+    ):
         load_reward("video_clip_xl", folder)(videos(8), ["a mauve shape"] * 3)
 
 
@@ -356,17 +511,24 @@ def test_unknown_words_are_refused(folder):
 
 
 def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path, clip_folder):
-    with pytest.raises(ValueError, match=r"is no video_clip_xl folder: its config\.json lacks frames, max_length, text, vision"):
+    with pytest.raises(
+        ValueError,
+        match=r"is no video_clip_xl folder: its config\.json lacks frames, max_length, text, vision",
+    ):
         load_reward("video_clip_xl", clip_folder)
     with pytest.raises(FileNotFoundError):
         load_reward("video_clip_xl", tmp_path)
     cut = shutil.copytree(folder, tmp_path / "cut")
     weights = load_file(cut / "model.safetensors")
     save_file({k: v for k, v in weights.items() if k != "temporal"}, cut / "model.safetensors")
-    with pytest.raises(ValueError, match="1 tensors are missing, unknown or misshapen, such as temporal"):
+    with pytest.raises(
+        ValueError, match="1 tensors are missing, unknown or misshapen, such as temporal"
+    ):
         load_reward("video_clip_xl", cut)
     save_file(weights | {"temporal": torch.zeros(1, 4, WIDTH)}, cut / "model.safetensors")
-    with pytest.raises(ValueError, match="1 tensors are missing, unknown or misshapen, such as temporal"):
+    with pytest.raises(
+        ValueError, match="1 tensors are missing, unknown or misshapen, such as temporal"
+    ):
         load_reward("video_clip_xl", cut)
     (cut / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"model\.safetensors is truncated"):
@@ -383,7 +545,12 @@ def test_a_tokenizer_without_the_end_that_the_encoder_reads_is_refused(folder, t
         load_reward("video_clip_xl", other)
 
 
-NEAR = {"video_clip": "video_clip_xl", "videoclip-xl": "video_clip_xl", "imagegrid": "image_grid", "image-grid": "image_grid"}
+NEAR = {
+    "video_clip": "video_clip_xl",
+    "videoclip-xl": "video_clip_xl",
+    "imagegrid": "image_grid",
+    "image-grid": "image_grid",
+}
 
 
 @pytest.mark.parametrize(("name", "near"), NEAR.items())
@@ -401,7 +568,17 @@ def test_image_grid_needs_weights():
 # --------------------------------------------------------------------------------------------------------- the image grid
 
 
-SHAPES = {1: (1, 1), 2: (1, 2), 3: (2, 2), 5: (2, 3), 7: (3, 3), 9: (3, 3), 10: (3, 4), 13: (4, 4), 81: (9, 9)}
+SHAPES = {
+    1: (1, 1),
+    2: (1, 2),
+    3: (2, 2),
+    5: (2, 3),
+    7: (3, 3),
+    9: (3, 3),
+    10: (3, 4),
+    13: (4, 4),
+    81: (9, 9),
+}
 
 
 @pytest.mark.parametrize(("count", "shape"), SHAPES.items())
@@ -428,22 +605,34 @@ def test_a_grid_is_made_square_with_black():
 
 
 def test_image_grid_is_image_reward_of_the_grid(image_reward_folder):
-    reward, pictures = load_reward("image_grid", image_reward_folder), load_reward("image_reward", image_reward_folder)
+    reward, pictures = (
+        load_reward("image_grid", image_reward_folder),
+        load_reward("image_reward", image_reward_folder),
+    )
     for count, across in ((9, 3), (1, 1)):
         pixels = videos(count)
-        rows = [torch.cat([pixels[:, r * across + c] for c in range(across)], dim=-1) for r in range(across)]
+        rows = [
+            torch.cat([pixels[:, r * across + c] for c in range(across)], dim=-1)
+            for r in range(across)
+        ]
         assert torch.equal(reward(pixels, PROMPTS), pictures(torch.cat(rows, dim=-2), PROMPTS))
-    pixels = videos(5)  # 2 x 3: a centre crop of the grid itself would cut the outer columns in half
+    pixels = videos(
+        5
+    )  # 2 x 3: a centre crop of the grid itself would cut the outer columns in half
     changed = pixels.clone()
     changed[:, 3, :, :, :8] = 1 - changed[:, 3, :, :, :8]
-    assert (reward(pixels, PROMPTS) != reward(changed, PROMPTS)).all()  # cut off, the change would leave every bit as it is
+    assert (
+        reward(pixels, PROMPTS) != reward(changed, PROMPTS)
+    ).all()  # cut off, the change would leave every bit as it is
     assert reward(pixels.bfloat16(), PROMPTS).dtype == torch.float32
 
 
 def test_image_grid_refuses_pictures(image_reward_folder):
     reward = load_reward("image_grid", image_reward_folder)
     for shape in ((3, 3, 32, 32), (3, 3, 9, 32, 32), (3, 0, 3, 32, 32)):
-        with pytest.raises(RewardError, match=r"image_grid takes videos \(batch, frames, 3, height, width\)"):
+        with pytest.raises(
+            RewardError, match=r"image_grid takes videos \(batch, frames, 3, height, width\)"
+        ):
             reward(torch.zeros(shape), PROMPTS)
 
 
@@ -454,12 +643,16 @@ class Custom(Exception):
     pass
 
 
-@pytest.mark.parametrize("error", [Custom, StopIteration, SyntaxError, EOFError, ImportError, Exception])
+@pytest.mark.parametrize(
+    "error", [Custom, StopIteration, SyntaxError, EOFError, ImportError, Exception]
+)
 def test_any_exception_of_a_reward_is_named(error):
     def broken(pixels, prompts):
         raise error("the reason")
 
-    with pytest.raises(RewardError, match=rf"^reward 'mine' raised {error.__name__}: the reason") as refused:
+    with pytest.raises(
+        RewardError, match=rf"^reward 'mine' raised {error.__name__}: the reason"
+    ) as refused:
         checked(broken, "mine", torch.zeros(1, 9, 3, 8, 8), ["a"])
     assert isinstance(refused.value.__cause__, error)
 

@@ -14,7 +14,13 @@ from bpgo.rollout import integrate
 from bpgo.sde import sigma_grid
 
 PROMPTS = ["a red circle", "a small crimson box at the top", "a shape"]
-ISLANDS = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")  # what Wan keeps in float32
+ISLANDS = (
+    "time_embedder",
+    "scale_shift_table",
+    "norm1",
+    "norm2",
+    "norm3",
+)  # what Wan keeps in float32
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +30,9 @@ def t2v(wan_folder):
 
 @pytest.fixture(scope="module")
 def i2v(wan_i2v_folder):
-    return WanPolicy.load(wan_i2v_folder, height=16, width=32, frames=5, guidance=4.0, guidance_2=2.5)
+    return WanPolicy.load(
+        wan_i2v_folder, height=16, width=32, frames=5, guidance=4.0, guidance_2=2.5
+    )
 
 
 @pytest.fixture
@@ -48,9 +56,15 @@ def noise(count, policy):
 
 
 def photos(count, policy, kind="pil"):
-    pixels = torch.rand(count, policy.height, policy.width, 3, generator=torch.Generator().manual_seed(6))
+    pixels = torch.rand(
+        count, policy.height, policy.width, 3, generator=torch.Generator().manual_seed(6)
+    )
     pixels = (255 * pixels).to(torch.uint8)
-    return [Image.fromarray(p.numpy()) for p in pixels] if kind == "pil" else pixels.permute(0, 3, 1, 2).float() / 255
+    return (
+        [Image.fromarray(p.numpy()) for p in pixels]
+        if kind == "pil"
+        else pixels.permute(0, 3, 1, 2).float() / 255
+    )
 
 
 def ask_pipeline(policy, x, prompts, sigmas, output_type, **given):
@@ -59,18 +73,29 @@ def ask_pipeline(policy, x, prompts, sigmas, output_type, **given):
 
     scheduler = FlowMatchEulerDiscreteScheduler()
     set_timesteps = scheduler.set_timesteps
-    scheduler.set_timesteps = lambda steps, device=None: set_timesteps(sigmas=sigmas[:-1].tolist(), device=device)
+    scheduler.set_timesteps = lambda steps, device=None: set_timesteps(
+        sigmas=sigmas[:-1].tolist(), device=device
+    )
     pipeline = type(policy.pipeline)(
-        **policy.pipeline.components | {"scheduler": scheduler}, boundary_ratio=policy.pipeline.config.boundary_ratio
+        **policy.pipeline.components | {"scheduler": scheduler},
+        boundary_ratio=policy.pipeline.config.boundary_ratio,
     )
     pipeline.set_progress_bar_config(disable=True)
     if policy.pipeline.transformer_2 is not None:
         given["guidance_scale_2"] = policy.guidance_2
     out = pipeline(
-        prompt=prompts, negative_prompt=policy.negative_prompt, height=policy.height, width=policy.width, num_frames=policy.frames,
-        num_inference_steps=len(sigmas) - 1, guidance_scale=policy.guidance, latents=x, max_sequence_length=16,
-        output_type=output_type, **given,
-    ).frames  # fmt: skip
+        prompt=prompts,
+        negative_prompt=policy.negative_prompt,
+        height=policy.height,
+        width=policy.width,
+        num_frames=policy.frames,
+        num_inference_steps=len(sigmas) - 1,
+        guidance_scale=policy.guidance,
+        latents=x,
+        max_sequence_length=16,
+        output_type=output_type,
+        **given,
+    ).frames
     assert torch.equal(scheduler.timesteps, 1000 * sigmas[:-1])
     return out
 
@@ -78,9 +103,13 @@ def ask_pipeline(policy, x, prompts, sigmas, output_type, **given):
 def assert_same(policy, x, cond, prompts, sigmas, **given):
     latents = integrate(policy, x, cond, sigmas)
     assert not torch.allclose(latents, x, atol=0.1)  # something did happen
-    torch.testing.assert_close(latents, ask_pipeline(policy, x, prompts, sigmas, "latent", **given), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        latents, ask_pipeline(policy, x, prompts, sigmas, "latent", **given), atol=1e-5, rtol=0
+    )
     pixels = policy.decode(latents)
-    torch.testing.assert_close(pixels, ask_pipeline(policy, x, prompts, sigmas, "pt", **given), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        pixels, ask_pipeline(policy, x, prompts, sigmas, "pt", **given), atol=1e-5, rtol=0
+    )
     return pixels
 
 
@@ -89,7 +118,10 @@ def rows_seen(policy):
     """The batch size of each call, by expert."""
     rows = {name: [] for name in policy.modules}
     handles = [
-        module.register_forward_pre_hook(lambda _, __, given, name=name: rows[name].append(len(given["timestep"])), with_kwargs=True)
+        module.register_forward_pre_hook(
+            lambda _, __, given, name=name: rows[name].append(len(given["timestep"])),
+            with_kwargs=True,
+        )
         for name, module in policy.modules.items()
     ]
     yield rows
@@ -110,7 +142,10 @@ def rows_seen(policy):
     ],
 )
 def test_without_noise_a_rollout_is_the_pipelines_own_output(t2v, count, size, shift, guidance):
-    policy, prompts = remade(t2v, guidance=guidance, negative_prompt="a blue cross", **size), PROMPTS[:count]
+    policy, prompts = (
+        remade(t2v, guidance=guidance, negative_prompt="a blue cross", **size),
+        PROMPTS[:count],
+    )
     with rows_seen(policy) as rows:
         cond = policy.encode(prompts)
         pixels = assert_same(policy, noise(count, policy), cond, prompts, sigma_grid(3, shift))
@@ -124,7 +159,13 @@ def test_two_experts_without_images_are_the_pipelines(t2v_experts):
     for guidances in ((4.0, 2.5), (3.0, None), (4.0, 0.5), (1.0, None), (0.0, 0.5)):
         policy = WanPolicy(t2v_experts, guidance=guidances[0], guidance_2=guidances[1], **size)
         with rows_seen(policy) as rows:
-            assert_same(policy, noise(2, policy), policy.encode(PROMPTS[:2]), PROMPTS[:2], sigma_grid(4, 3.0))
+            assert_same(
+                policy,
+                noise(2, policy),
+                policy.encode(PROMPTS[:2]),
+                PROMPTS[:2],
+                sigma_grid(4, 3.0),
+            )
         assert rows["transformer"]
         assert rows["transformer_2"]
 
@@ -135,8 +176,13 @@ def test_one_image_is_the_pipelines(i2v, frames):
     images = photos(1, policy)
     with rows_seen(policy) as rows:
         cond = policy.encode(PROMPTS[:1], images)
-        assert_same(policy, noise(1, policy), cond, PROMPTS[:1], sigma_grid(4, 3.0), image=images[0])
-    assert rows == {"transformer": [2, 2, *2 * [1, 1, 1, 1]], "transformer_2": [2, 2, *2 * [1, 1, 1, 1]]}  # ours, then twice theirs
+        assert_same(
+            policy, noise(1, policy), cond, PROMPTS[:1], sigma_grid(4, 3.0), image=images[0]
+        )
+    assert rows == {
+        "transformer": [2, 2, *2 * [1, 1, 1, 1]],
+        "transformer_2": [2, 2, *2 * [1, 1, 1, 1]],
+    }  # ours, then twice theirs
 
 
 @pytest.mark.parametrize("kind", ["pil", "tensor"])
@@ -144,9 +190,13 @@ def test_a_batch_of_different_images_is_one_pipeline_call_for_each(i2v, kind):
     images, x, sigmas = photos(3, i2v, kind), noise(3, i2v), sigma_grid(4, 3.0)
     latents = integrate(i2v, x, i2v.encode(PROMPTS, images), sigmas)
     for i, prompt in enumerate(PROMPTS):
-        theirs = ask_pipeline(i2v, x[i : i + 1], [prompt], sigmas, "latent", image=photos(3, i2v)[i])
+        theirs = ask_pipeline(
+            i2v, x[i : i + 1], [prompt], sigmas, "latent", image=photos(3, i2v)[i]
+        )
         torch.testing.assert_close(latents[i : i + 1], theirs, atol=1e-5, rtol=0)
-    swapped = integrate(i2v, x, i2v.encode(PROMPTS, images[::-1] if kind == "pil" else images.flip(0)), sigmas)
+    swapped = integrate(
+        i2v, x, i2v.encode(PROMPTS, images[::-1] if kind == "pil" else images.flip(0)), sigmas
+    )
     assert (swapped - latents)[[0, 2]].abs().mean() > 0.01
 
 
@@ -155,17 +205,24 @@ def test_the_experts_change_places_where_the_pipeline_s_do(i2v):
     assert [i2v.expert(s) for s in levels] == ["transformer"] * 3 + ["transformer_2"] * 3
     assert sigma_grid(4, 3.0)[1].item() == pytest.approx(0.9)
     assert i2v.expert(sigma_grid(4, 3.0)[1].item()) == "transformer"
-    assert i2v.expert(float(np.float32(0.9))) == "transformer"  # below 0.9, yet 900 when times 1000 is rounded to float32
+    assert (
+        i2v.expert(float(np.float32(0.9))) == "transformer"
+    )  # below 0.9, yet 900 when times 1000 is rounded to float32
 
 
 @pytest.mark.parametrize("which", ["t2v", "i2v"])
 def test_sigma_may_differ_from_row_to_row_even_across_the_boundary(request, which):
     policy = request.getfixturevalue(which)
-    x, cond = noise(3, policy), policy.encode(PROMPTS, photos(3, policy) if policy.takes_images else None)
+    x, cond = (
+        noise(3, policy),
+        policy.encode(PROMPTS, photos(3, policy) if policy.takes_images else None),
+    )
     together = policy.velocity(x, torch.tensor([0.2, 0.95, 0.5]), cond)
     for i, sigma in enumerate((0.2, 0.95, 0.5)):
         for number in (sigma, torch.tensor(sigma)):
-            alone = policy.velocity(x[i : i + 1], number, {name: value[i : i + 1] for name, value in cond.items()})
+            alone = policy.velocity(
+                x[i : i + 1], number, {name: value[i : i + 1] for name, value in cond.items()}
+            )
             torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
 
 
@@ -196,7 +253,9 @@ def test_encode_is_the_pipelines_encode_prompt(t2v):
 
 def test_a_shorter_text_length_is_the_pipelines(t2v):
     text, _ = t2v.pipeline.encode_prompt(PROMPTS, max_sequence_length=4)
-    torch.testing.assert_close(remade(t2v, max_sequence_length=4).encode(PROMPTS)["text"], text, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        remade(t2v, max_sequence_length=4).encode(PROMPTS)["text"], text, atol=1e-6, rtol=0
+    )
 
 
 def test_embed_carries_gradients_into_the_text_encoder(wan_folder):
@@ -212,10 +271,19 @@ def test_the_image_condition_is_the_pipelines(i2v, frames):
     images = photos(2, policy)
     came = policy.encode(PROMPTS[:2], images)["image"]
     torch.testing.assert_close(policy.condition(images), came, atol=1e-6, rtol=0)
-    torch.testing.assert_close(policy.condition(photos(2, policy, "tensor")), came, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        policy.condition(photos(2, policy, "tensor")), came, atol=1e-6, rtol=0
+    )
     for row, image in zip(came, images, strict=True):
         _, theirs = policy.pipeline.prepare_latents(
-            policy.pipeline.video_processor.preprocess(image, height=16, width=32), 1, 4, 16, 32, frames, torch.float32, "cpu"
+            policy.pipeline.video_processor.preprocess(image, height=16, width=32),
+            1,
+            4,
+            16,
+            32,
+            frames,
+            torch.float32,
+            "cpu",
         )
         torch.testing.assert_close(row[None], theirs, atol=1e-6, rtol=0)
     assert (came[:, :4, 0] == 1).all()
@@ -232,7 +300,11 @@ def test_pixels_are_in_the_unit_interval(t2v):
 def test_latent_shape(t2v, wan_folder):
     assert t2v.latent_shape() == (4, 2, 4, 4)
     assert t2v.latent_shape(24, 40, 9) == (4, 3, 6, 10)
-    assert remade(t2v, height=480, width=832, frames=81).latent_shape() == WanPolicy(t2v.pipeline).latent_shape() == (4, 21, 120, 208)
+    assert (
+        remade(t2v, height=480, width=832, frames=81).latent_shape()
+        == WanPolicy(t2v.pipeline).latent_shape()
+        == (4, 21, 120, 208)
+    )
     with pytest.raises(ValueError, match="frames must be 4k"):
         t2v.latent_shape(frames=4)
 
@@ -246,7 +318,9 @@ def gradients(policy, x, sigma, cond, direction):
         module.requires_grad_(True).zero_grad(set_to_none=True)
     v = policy.velocity(x, sigma, cond)
     v.backward(direction)
-    return v.detach(), {name: [p.grad for p in module.parameters()] for name, module in policy.modules.items()}
+    return v.detach(), {
+        name: [p.grad for p in module.parameters()] for name, module in policy.modules.items()
+    }
 
 
 def test_cfg_gradient_changes_gradients_and_not_one_bit_of_the_values(wan_folder):
@@ -257,12 +331,16 @@ def test_cfg_gradient_changes_gradients_and_not_one_bit_of_the_values(wan_folder
     plain = remade(both, guidance=1.0)
     (v, g), (v_one, g_one) = (gradients(p, x, 0.6, cond, direction) for p in (both, one))
     assert torch.equal(v, v_one)
-    total, total_one = (torch.cat([p.flatten() for p in every["transformer"]]) for every in (g, g_one))
+    total, total_one = (
+        torch.cat([p.flatten() for p in every["transformer"]]) for every in (g, g_one)
+    )
     assert (total - total_one).norm() > 0.1 * total.norm()
     _, g_conditional = gradients(plain, x, 0.6, cond, 4.0 * direction)
     _, g_unconditional = gradients(plain, x, 0.6, {"text": cond["negative"]}, -3.0 * direction)
     expected = torch.cat([p.flatten() for p in g_conditional["transformer"]])
-    torch.testing.assert_close(total_one, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-4)
+    torch.testing.assert_close(
+        total_one, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-4
+    )
     expected = expected + torch.cat([p.flatten() for p in g_unconditional["transformer"]])
     torch.testing.assert_close(total, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-4)
 
@@ -286,10 +364,22 @@ def test_a_step_trains_only_the_expert_of_its_noise_level(wan_i2v_folder):
 
 
 def test_half_precision_keeps_what_needs_the_whole(i2v, wan_i2v_folder):
-    half = WanPolicy.load(wan_i2v_folder, dtype="bfloat16", height=16, width=32, frames=5, guidance=4.0, guidance_2=2.5)
+    half = WanPolicy.load(
+        wan_i2v_folder,
+        dtype="bfloat16",
+        height=16,
+        width=32,
+        frames=5,
+        guidance=4.0,
+        guidance_2=2.5,
+    )
     for module in half.modules.values():
         kept = {name for name, p in module.named_parameters() if p.dtype == torch.float32}
-        assert kept == {name for name, _ in module.named_parameters() if any(island in name for island in ISLANDS)}
+        assert kept == {
+            name
+            for name, _ in module.named_parameters()
+            if any(island in name for island in ISLANDS)
+        }
         assert module.dtype == torch.bfloat16
     assert half.pipeline.vae.dtype == torch.float32
     assert half.pipeline.text_encoder.dtype == torch.bfloat16
@@ -301,9 +391,13 @@ def test_half_precision_keeps_what_needs_the_whole(i2v, wan_i2v_folder):
     assert half.decode(latents).isfinite().all()
     with torch.no_grad():
         for sigma in (0.95, 0.5):
-            came, expected = (p.velocity(noise(2, p), sigma, p.encode(PROMPTS[:2], images)) for p in (half, i2v))
+            came, expected = (
+                p.velocity(noise(2, p), sigma, p.encode(PROMPTS[:2], images)) for p in (half, i2v)
+            )
             assert (came - expected).square().mean().sqrt() < 0.1 * expected.square().mean().sqrt()
-    half.modules["transformer"].float()  # as full-weight training does: the other parts stay as they are
+    half.modules[
+        "transformer"
+    ].float()  # as full-weight training does: the other parts stay as they are
     assert half.velocity(noise(2, half), 0.95, cond).isfinite().all()
 
 
@@ -334,7 +428,10 @@ def test_every_part_is_frozen_and_in_evaluation_mode(i2v, wan_i2v_folder):
 def test_a_missing_expert_is_named(wan_i2v_folder, tmp_path):
     folder = edited(wan_i2v_folder, tmp_path / "one")
     shutil.rmtree(folder / "transformer_2")
-    with pytest.raises(FileNotFoundError, match=r"names transformer_2 \(WanTransformer3DModel\), and there is no folder .*transformer_2"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"names transformer_2 \(WanTransformer3DModel\), and there is no folder .*transformer_2",
+    ):
         WanPolicy.load(folder)
 
 
@@ -348,10 +445,15 @@ def test_a_missing_expert_is_named(wan_i2v_folder, tmp_path):
         ({"boundary_ratio": 900}, "must lie between 0 and 1, not 900"),
         ({"expand_timesteps": True}, "expand_timesteps .*5B.* not supported"),
         ({"transformer": [None, None]}, "has no transformer"),
-        ({"_class_name": "WanPipeline"}, "WanPipeline around 4 latent channels needs in_channels 4, not 12"),
+        (
+            {"_class_name": "WanPipeline"},
+            "WanPipeline around 4 latent channels needs in_channels 4, not 12",
+        ),
     ],
 )
-def test_a_pipeline_that_would_not_run_as_published_is_refused(wan_i2v_folder, tmp_path, changes, message):
+def test_a_pipeline_that_would_not_run_as_published_is_refused(
+    wan_i2v_folder, tmp_path, changes, message
+):
     folder = edited(wan_i2v_folder, tmp_path / "other", **changes)
     with pytest.raises(ValueError, match=message):
         WanPolicy.load(folder)
@@ -361,7 +463,9 @@ def test_an_image_encoder_is_refused(i2v):
     from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 
     encoding = WanTransformer3DModel.from_config(dict(i2v.config) | {"image_dim": 8})
-    pipeline = WanImageToVideoPipeline(**i2v.pipeline.components | {"transformer": encoding}, boundary_ratio=0.9)
+    pipeline = WanImageToVideoPipeline(
+        **i2v.pipeline.components | {"transformer": encoding}, boundary_ratio=0.9
+    )
     with pytest.raises(ValueError, match=r"Wan2\.1-I2V\) is not supported"):
         WanPolicy(pipeline)
 
@@ -376,7 +480,14 @@ def test_a_text_encoder_that_came_empty_is_refused(wan_folder, tmp_path):
 
     folder = edited(wan_folder, tmp_path / "grey")
     (weights,) = (folder / "text_encoder").glob("*.safetensors")
-    save_file({k: v * ("shared" not in k and "embed_tokens" not in k) for k, v in load_file(weights).items()}, weights, {"format": "pt"})
+    save_file(
+        {
+            k: v * ("shared" not in k and "embed_tokens" not in k)
+            for k, v in load_file(weights).items()
+        },
+        weights,
+        {"format": "pt"},
+    )
     with pytest.raises(ValueError, match="embedding is all zeros"):
         WanPolicy.load(folder)
 
@@ -416,7 +527,9 @@ def test_bad_options_are_refused(t2v, options, message):
 
 
 def test_a_second_guidance_that_the_pipelines_would_ignore_is_refused(i2v):
-    with pytest.raises(ValueError, match=r"guidance_2=3\.0 would do nothing: .* guidance above 1, not 1\.0"):
+    with pytest.raises(
+        ValueError, match=r"guidance_2=3\.0 would do nothing: .* guidance above 1, not 1\.0"
+    ):
         remade(i2v, guidance=1.0, guidance_2=3.0)
 
 
@@ -431,8 +544,14 @@ def test_bad_images_are_refused(i2v):
         "one image for each of the 2 prompts, not 0": None,
         "one image for each of the 2 prompts, not 1": good[:1],
         "for each of the 2 prompts, not 3": photos(3, i2v, "tensor"),
-        r'image 1 has mode RGBA, not RGB: use image\.convert\("RGB"\)': [good[0], good[1].convert("RGBA")],
-        r"image 0 is 16 x 32 pixels, not 32 x 16: use image\.resize\(\(32, 16\)\)": [good[0].rotate(90, expand=True), good[1]],
+        r'image 1 has mode RGBA, not RGB: use image\.convert\("RGB"\)': [
+            good[0],
+            good[1].convert("RGBA"),
+        ],
+        r"image 0 is 16 x 32 pixels, not 32 x 16: use image\.resize\(\(32, 16\)\)": [
+            good[0].rotate(90, expand=True),
+            good[1],
+        ],
         "image 1 is a str, not a PIL image": [good[0], "photo.png"],
         r"images must be float \(B, 3, 16, 32\), not torch\.float32 \(2, 3, 32, 16\)": tensor.mT,
         r"images must be float .* not torch\.uint8": (255 * tensor).to(torch.uint8),
@@ -462,7 +581,9 @@ def wander(policy, rate=0.1):
 
 
 def test_lora_starts_as_the_model_itself_and_trains_only_its_own(wan_i2v_folder, i2v):
-    adapted = WanPolicy.load(wan_i2v_folder, height=16, width=32, frames=5, guidance=4.0, guidance_2=2.5)
+    adapted = WanPolicy.load(
+        wan_i2v_folder, height=16, width=32, frames=5, guidance=4.0, guidance_2=2.5
+    )
     adapted.add_lora(2, 6.0)
     for module in adapted.modules.values():
         trained = {name for name, p in module.named_parameters() if p.requires_grad}
@@ -471,7 +592,9 @@ def test_lora_starts_as_the_model_itself_and_trains_only_its_own(wan_i2v_folder,
     x, cond = noise(2, i2v), i2v.encode(PROMPTS[:2], photos(2, i2v))
     with torch.no_grad():
         for sigma in (0.95, 0.5):
-            torch.testing.assert_close(adapted.velocity(x, sigma, cond), i2v.velocity(x, sigma, cond), atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                adapted.velocity(x, sigma, cond), i2v.velocity(x, sigma, cond), atol=1e-5, rtol=0
+            )
 
 
 def test_lora_of_both_experts_is_read_by_plain_diffusers(wan_i2v_folder, i2v, tmp_path):
@@ -495,7 +618,9 @@ def test_lora_of_both_experts_is_read_by_plain_diffusers(wan_i2v_folder, i2v, tm
         torch.testing.assert_close(theirs, latents[i : i + 1], atol=1e-5, rtol=0)
     with torch.no_grad():  # each expert did learn something
         for sigma in (0.95, 0.5):
-            assert (read.velocity(x, sigma, cond) - i2v.velocity(x, sigma, cond)).abs().mean() > 0.01
+            assert (
+                read.velocity(x, sigma, cond) - i2v.velocity(x, sigma, cond)
+            ).abs().mean() > 0.01
     assert not torch.allclose(latents, before, atol=0.01)
 
 
@@ -540,22 +665,38 @@ def test_lora_of_one_transformer_is_read_by_plain_diffusers(wan_folder, t2v, tmp
     ],
     ids=["Wan2.1-T2V-1.3B", "Wan2.2-I2V-A14B"],
 )
-def test_the_published_transformers_have_their_size_and_lora_reaches_every_block(t2v, config, billions, blocks):
-    from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
+def test_the_published_transformers_have_their_size_and_lora_reaches_every_block(
+    t2v, config, billions, blocks
+):
+    from diffusers import (
+        AutoencoderKLWan,
+        WanImageToVideoPipeline,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
 
     with torch.device("meta"):
         vae = AutoencoderKLWan()
-        parts = [WanTransformer3DModel(text_dim=4096, **config) for _ in range(2 if "in_channels" in config else 1)]
+        parts = [
+            WanTransformer3DModel(text_dim=4096, **config)
+            for _ in range(2 if "in_channels" in config else 1)
+        ]
     size = sum(p.numel() for p in parts[0].parameters()) / 1e9
     assert size == pytest.approx(billions, abs=0.005 if size > 10 else 0.0005)
-    shared = {name: getattr(t2v.pipeline, name) for name in ("tokenizer", "text_encoder", "scheduler")} | {"vae": vae}
+    shared = {
+        name: getattr(t2v.pipeline, name) for name in ("tokenizer", "text_encoder", "scheduler")
+    } | {"vae": vae}
     if len(parts) == 2:
-        pipeline = WanImageToVideoPipeline(**shared, transformer=parts[0], transformer_2=parts[1], boundary_ratio=0.9)
+        pipeline = WanImageToVideoPipeline(
+            **shared, transformer=parts[0], transformer_2=parts[1], boundary_ratio=0.9
+        )
     else:
         pipeline = WanPipeline(**shared, transformer=parts[0])
     policy = WanPolicy(pipeline)
     assert policy.latent_shape() == (16, 21, 60, 104)
-    with pytest.raises(ValueError, match="height must be a positive multiple of 16 pixels, not 488"):
+    with pytest.raises(
+        ValueError, match="height must be a positive multiple of 16 pixels, not 488"
+    ):
         policy.latent_shape(height=488)
     expected = {f"blocks.{i}.{target}" for i in range(blocks) for target in LORA_TARGETS}
     assert expected == {name for name, _ in parts[0].named_modules() if name.endswith(LORA_TARGETS)}

@@ -36,7 +36,9 @@ def method_style(name: str) -> dict[str, object]:
 
 def new_figure(rows=1, columns=1, size=(9.0, 3.6), **keywords) -> tuple[Figure, np.ndarray]:
     """A figure of `size` inches and its axes, always (rows, columns); `keywords` go to `plt.subplots`."""
-    return plt.subplots(rows, columns, figsize=size, dpi=DPI, layout="constrained", squeeze=False, **keywords)
+    return plt.subplots(
+        rows, columns, figsize=size, dpi=DPI, layout="constrained", squeeze=False, **keywords
+    )
 
 
 def labelled(ax: Axes, title: str = "", x: str = "", y: str = "") -> Axes:
@@ -50,7 +52,9 @@ def labelled(ax: Axes, title: str = "", x: str = "", y: str = "") -> Axes:
     return ax
 
 
-def plot_methods(ax: Axes, x, curves: Mapping[str, object], intervals: Mapping[str, tuple] | None = None):
+def plot_methods(
+    ax: Axes, x, curves: Mapping[str, object], intervals: Mapping[str, tuple] | None = None
+):
     """A line per method, {name: (T,)} over x (T,), with a band where `intervals` has {name: (low, high)}."""
     x = np.asarray(x)
     for name, curve in curves.items():
@@ -71,13 +75,24 @@ def runs_by_arm(ax: Axes, table, start: float) -> None:
     ax.plot(values.T, color="0.8", linewidth=1, zorder=1)
     for x, arm in enumerate(table):
         style = METHODS.get(arm, {"color": "black", "marker": "o"})
-        ax.scatter(np.full(len(values), x), values[:, x], color=style["color"], marker=style["marker"], zorder=2)
+        ax.scatter(
+            np.full(len(values), x),
+            values[:, x],
+            color=style["color"],
+            marker=style["marker"],
+            zorder=2,
+        )
     known = np.isfinite(values).any(0)
     for x in np.flatnonzero(known):
         ax.hlines(np.nanmean(values[:, x]), x - 0.25, x + 0.25, color="black", linewidth=2)
     ax.axhline(start, color="0.4", linestyle="--")
-    names = [str(METHODS[arm]["label"]) if arm in METHODS else arm.replace("_", " ") for arm in table]
-    ax.set_xticks(range(len(names)), [name if ok else f"{name}\n(not run)" for name, ok in zip(names, known, strict=True)])
+    names = [
+        str(METHODS[arm]["label"]) if arm in METHODS else arm.replace("_", " ") for arm in table
+    ]
+    ax.set_xticks(
+        range(len(names)),
+        [name if ok else f"{name}\n(not run)" for name, ok in zip(names, known, strict=True)],
+    )
 
 
 def heat_map(ax: Axes, table, marked, form: str = "{:.2f}") -> None:
@@ -87,11 +102,28 @@ def heat_map(ax: Axes, table, marked, form: str = "{:.2f}") -> None:
     """
     values, marked = table.to_numpy(float), np.asarray(marked)
     low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0, 1)
-    ax.imshow(values, cmap="Greys", vmin=low - 0.1 * (high - low), vmax=high + 0.6 * (high - low) or 1, aspect="auto")
+    ax.imshow(
+        values,
+        cmap="Greys",
+        vmin=low - 0.1 * (high - low),
+        vmax=high + 0.6 * (high - low) or 1,
+        aspect="auto",
+    )
     for (i, j), value in np.ndenumerate(values):
-        ax.text(j, i, form.format(value) if np.isfinite(value) else "not run", ha="center", va="center", fontsize=9)
+        ax.text(
+            j,
+            i,
+            form.format(value) if np.isfinite(value) else "not run",
+            ha="center",
+            va="center",
+            fontsize=9,
+        )
         if marked[i, j]:
-            ax.add_patch(plt.Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor="black", linewidth=1.5))
+            ax.add_patch(
+                plt.Rectangle(
+                    (j - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor="black", linewidth=1.5
+                )
+            )
     ax.set_xticks(range(table.shape[1]), [str(name) for name in table.columns])
     ax.set_yticks(range(table.shape[0]), [str(name) for name in table.index])
 
@@ -110,7 +142,9 @@ def strips(ax: Axes, values, filled, names: Sequence[str]) -> None:
     ax.set_ylim(len(names) - 0.5, -0.5)
 
 
-def show_pictures(rows: Sequence, titles: Sequence[str] = (), scale: float = 1.0, space: float = 0.0) -> Figure:
+def show_pictures(
+    rows: Sequence, titles: Sequence[str] = (), scale: float = 1.0, space: float = 0.0
+) -> Figure:
     """A grid of pictures of one size: each of `rows` is a tensor (B, 3, H, W) in [0, 1], or the frames of one video.
 
     A row's title stands on its left; `scale` is the height of a picture in inches, `space` what a row has beside it for
@@ -120,10 +154,14 @@ def show_pictures(rows: Sequence, titles: Sequence[str] = (), scale: float = 1.0
         if row.ndim != 4 or row.shape[1] != 3:
             raise ValueError(f"rows[{index}] must be pictures (B, 3, H, W), not {tuple(row.shape)}")
     if titles and len(titles) != len(rows):
-        raise ValueError(f"{len(titles)} titles for {len(rows)} rows of pictures: give one each, or none")
+        raise ValueError(
+            f"{len(titles)} titles for {len(rows)} rows of pictures: give one each, or none"
+        )
     columns = max(len(row) for row in rows)
     width = scale * columns * max(1, rows[0].shape[-1] / rows[0].shape[-2])
-    margin = 0.085 * max((len(line) for title in titles for line in title.splitlines()), default=0)  # a letter of size 9, in inches
+    margin = 0.085 * max(
+        (len(line) for title in titles for line in title.splitlines()), default=0
+    )  # a letter of size 9, in inches
     figure, axes = new_figure(len(rows), columns, (width + margin, (scale + space) * len(rows)))
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
@@ -145,7 +183,9 @@ def film(video: Tensor, given: Tensor | None = None) -> Tensor:
     return torch.cat([*parts, *(part for frame in video for part in (frame, line))][:-1], -1)
 
 
-def animation(rows: Sequence[Sequence[Tensor]], titles: Sequence[str], heads: Sequence[str], scale: int = 2) -> bytes:
+def animation(
+    rows: Sequence[Sequence[Tensor]], titles: Sequence[str], heads: Sequence[str], scale: int = 2
+) -> bytes:
     """An animated GIF of rows of videos (F, 3, H, W) of one size in [0, 1], `scale` times their size: a title left of each row, a
     head above each column. 32 colours: four rows of two videos of 32 x 32 pixels and nine frames are about 20 kB."""
     height, width = (scale * side + 2 for side in rows[0][0].shape[-2:])
@@ -163,7 +203,9 @@ def animation(rows: Sequence[Sequence[Tensor]], titles: Sequence[str], heads: Se
                 picture = Image.fromarray((video[frame] * 255).byte().permute(1, 2, 0).numpy())
                 larger = picture.resize((width - 2, height - 2), Image.Resampling.NEAREST)
                 pages[-1].paste(larger, (margin + j * width, 14 + i * height))
-    palette = Image.fromarray(np.concatenate([np.asarray(page) for page in pages])).quantize(32, dither=Image.Dither.NONE)
+    palette = Image.fromarray(np.concatenate([np.asarray(page) for page in pages])).quantize(
+        32, dither=Image.Dither.NONE
+    )
     first, *others = (page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages)
     stream = io.BytesIO()
     first.save(stream, "GIF", save_all=True, append_images=others, duration=160, loop=0)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
-from ..files import read_log, resolve
-from ..records import aligned
+from bpgo.files import read_log, resolve
+from bpgo.records import aligned
 
 Parts = dict[str, dict[str, np.ndarray]]  # objective -> metric -> (seeds, prompts)
 
@@ -58,7 +58,9 @@ def oscillation(curve: np.ndarray, rise: np.ndarray | float | None = None) -> np
     fifth = max(curve.shape[-1] // 5, 1)
     own = np.abs(curve[..., -fifth:].mean(-1) - curve[..., :fifth].mean(-1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.sqrt((np.diff(curve, 2) ** 2).mean(-1)) / (own if rise is None else np.asarray(rise, dtype=float))
+        return np.sqrt((np.diff(curve, 2) ** 2).mean(-1)) / (
+            own if rise is None else np.asarray(rise, dtype=float)
+        )
 
 
 def first_reaching(iterations: np.ndarray, curve: np.ndarray, target: float, width: int) -> float:
@@ -66,7 +68,9 @@ def first_reaching(iterations: np.ndarray, curve: np.ndarray, target: float, wid
     window with a NaN reaches nothing. ValueError for a width outside [1, T]."""
     iterations, curve = np.asarray(iterations), np.asarray(curve, dtype=float)
     if curve.ndim != 1 or iterations.shape != curve.shape or not 1 <= width <= len(curve):
-        raise ValueError(f"expected iterations and curve (T,) and width in [1, T], got {iterations.shape}, {curve.shape} and {width}")
+        raise ValueError(
+            f"expected iterations and curve (T,) and width in [1, T], got {iterations.shape}, {curve.shape} and {width}"
+        )
     at, means = smooth(iterations, curve, width)
     return next(iter(at[means >= target].tolist()), np.nan)
 
@@ -74,17 +78,24 @@ def first_reaching(iterations: np.ndarray, curve: np.ndarray, target: float, wid
 def scores(runs: Sequence[Run], which: int = -1) -> dict[str, np.ndarray]:
     """{metric: (seeds, P)} of one evaluation: 0 is the one before training, -1 the last."""
     tables = [run.evaluations[which]["scores"] for run in runs]
-    return {name: mean(np.array([table[name] for table in tables], dtype=float)) for name in tables[0]}
+    return {
+        name: mean(np.array([table[name] for table in tables], dtype=float)) for name in tables[0]
+    }
 
 
 def prompt_facts(file: str, prompts: Sequence[str]) -> dict[str, np.ndarray]:
     """{"level", "bits"}: (P,) of these prompts as their JSON-lines file grades them, NaN where it does not (and for datasets)."""
     lines = resolve(file).read_text().splitlines() if str(file).endswith(".jsonl") else []
     rows = {row["prompt"]: row for row in map(json.loads, filter(str.strip, lines))}
-    return {name: np.array([rows.get(p, {}).get(name, np.nan) for p in prompts], dtype=float) for name in ("level", "bits")}
+    return {
+        name: np.array([rows.get(p, {}).get(name, np.nan) for p in prompts], dtype=float)
+        for name in ("level", "bits")
+    }
 
 
-def by_level(values: np.ndarray, level: np.ndarray, parts: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def by_level(
+    values: np.ndarray, level: np.ndarray, parts: int = 4
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Levels (L,), rounded to 1 / parts; means (..., L) over the prompts of each, of values (..., P); and how many prompts, (L,)."""
     rounded = np.round(level * parts) / parts
     levels, count = np.unique(rounded[~np.isnan(rounded)], return_counts=True)
@@ -123,7 +134,9 @@ def outcome(logs: dict[str, list[Run]], bits: np.ndarray) -> tuple[dict[str, np.
     on prompts that leave nothing open."""
     first = scores(next(iter(logs.values()))[:1], 0)
     parts = {name: scores(found) for name, found in logs.items()}
-    empty = [m for m in first if all(np.isnan(table[m]).all() for table in (first, *parts.values()))]
+    empty = [
+        m for m in first if all(np.isnan(table[m]).all() for table in (first, *parts.values()))
+    ]
     for table in (first, *parts.values()):
         for m in empty:
             del table[m]
@@ -146,7 +159,9 @@ def comparison(parts: Parts, first: dict[str, np.ndarray]) -> str:
     seeds, prompts = next(iter(next(iter(parts.values())).values())).shape
     over = "intervals over " + ("seeds" if seeds > 1 else f"{prompts} prompts of a single seed")
     tables = [contrasts(parts, first, "before")]
-    if others := {name: scores for name, scores in parts.items() if name != "grpo" and "grpo" in parts}:
+    if others := {
+        name: scores for name, scores in parts.items() if name != "grpo" and "grpo" in parts
+    }:
         tables.append(contrasts(others, parts["grpo"], "grpo"))
     return f"{over}\n" + "\n\n".join(tables)
 
@@ -162,6 +177,11 @@ def clear_and_vague(level: np.ndarray, rewards) -> tuple[int, int]:
 def seconds(logs: dict[str, list[Run]]) -> tuple[dict[str, float], str]:
     """Median seconds of an iteration by objective, and a table of its phases."""
     phases = ("sample", "decode", "score", "update", "seconds")
-    time = {name: [float(np.median([row[p] for run in found for row in run.timing])) for p in phases] for name, found in logs.items()}
+    time = {
+        name: [float(np.median([row[p] for run in found for row in run.timing])) for p in phases]
+        for name, found in logs.items()
+    }
     lines = [[name, *(f"{value:.2f}" for value in row)] for name, row in time.items()]
-    return {name: row[-1] for name, row in time.items()}, aligned([["median s an iteration", *phases[:-1], "all"], *lines])
+    return {name: row[-1] for name, row in time.items()}, aligned(
+        [["median s an iteration", *phases[:-1], "all"], *lines]
+    )

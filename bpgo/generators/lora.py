@@ -15,10 +15,18 @@ def add_lora(module: nn.Module, rank: int, alpha: float, targets: tuple[str, ...
     from peft import LoraConfig
 
     if not any(name.endswith(targets) for name, _ in module.named_modules()):
-        raise ValueError(f"none of the LoRA targets {', '.join(targets)} is in {type(module).__name__}")
-    module.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets)))
+        raise ValueError(
+            f"none of the LoRA targets {', '.join(targets)} is in {type(module).__name__}"
+        )
+    module.add_adapter(
+        LoraConfig(
+            r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets)
+        )
+    )
     for p in module.parameters():
-        if p.requires_grad:  # peft gives adapters their layer's dtype: in bfloat16 small steps would round to none
+        if (
+            p.requires_grad
+        ):  # peft gives adapters their layer's dtype: in bfloat16 small steps would round to none
             p.data = p.data.float()
 
 

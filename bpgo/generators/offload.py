@@ -47,7 +47,10 @@ class Placed:
 
     def offload(self, device: torch.device | str) -> None:
         """From now on work on this device, with only what is at work there. Call it when it is settled what is trained."""
-        self.parking = Parking({name: getattr(self.pipeline, name) for name in (*self.modules, "vae", *self.encoders)}, device)
+        self.parking = Parking(
+            {name: getattr(self.pipeline, name) for name in (*self.modules, "vae", *self.encoders)},
+            device,
+        )
 
     def at_work(self, *names: str) -> None:
         """Have these parts of the pipeline on the device."""

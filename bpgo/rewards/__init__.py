@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import cached_snapshot, check_weights, from_hub, resolve
+from bpgo.files import cached_snapshot, check_weights, from_hub, resolve
 
 Reward = Callable[[Tensor, list[str]], Tensor]
 
@@ -37,7 +37,9 @@ REWARDS = {  # name: the module (or function) that loads it, with these options,
 }
 
 
-def load_reward(name: str, path_or_hub_id: str | Path | None = None, device: str = "cpu", scale: float = 1.0) -> Reward:
+def load_reward(
+    name: str, path_or_hub_id: str | Path | None = None, device: str = "cpu", scale: float = 1.0
+) -> Reward:
     """A reward by name, with its weights from a folder, a shipped name (`tiny-reward`) or a hub id (None: the published one).
 
     Its values are multiplied by scale. Raises ValueError for an unknown name (with the nearest) or damaged weights, FileNotFoundError for
@@ -46,7 +48,8 @@ def load_reward(name: str, path_or_hub_id: str | Path | None = None, device: str
     if name not in REWARDS:
         near = get_close_matches(name, REWARDS, 1)
         raise ValueError(
-            f"unknown reward {name!r}" + (f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(REWARDS)}")
+            f"unknown reward {name!r}"
+            + (f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(REWARDS)}")
         )
     module, options, published = REWARDS[name]
     if path_or_hub_id is None and published is None:
@@ -58,25 +61,39 @@ def load_reward(name: str, path_or_hub_id: str | Path | None = None, device: str
     with from_hub(place, f"reward {name!r}") if isinstance(place, str) else nullcontext():
         model, score = load(place, **options)
     model.to(device)
-    return partial(checked, score if scale == 1 else lambda pixels, prompts: scale * score(pixels, prompts), name)
+    return partial(
+        checked,
+        score if scale == 1 else lambda pixels, prompts: scale * score(pixels, prompts),
+        name,
+    )
 
 
 def load_rewards(settings: list, device: str = "cpu") -> dict[str, Reward]:
     """By name, the rewards that settings (config.Reward) describe; a second of one name is `name-2`. Raises as `load_reward`."""
-    from .worker import Worker
+    from bpgo.rewards.worker import Worker
 
     rewards = {}
     for s in settings:
-        name = next(n for n in (s.name, *(f"{s.name}-{i}" for i in range(2, 99))) if n not in rewards)
+        name = next(
+            n for n in (s.name, *(f"{s.name}-{i}" for i in range(2, 99))) if n not in rewards
+        )
         given = s.name, s.path, s.device or device, s.scale
         rewards[name] = Worker(*given, s.time_limit) if s.process else load_reward(*given)
     return rewards
 
 
-def submit(rewards: dict[str, Reward], pixels: Tensor, prompts: list[str]) -> Callable[[], dict[str, Tensor]]:
+def submit(
+    rewards: dict[str, Reward], pixels: Tensor, prompts: list[str]
+) -> Callable[[], dict[str, Tensor]]:
     """Have all rewards score the same samples, those in processes of their own meanwhile; call the result for (B,) scores by name."""
-    elsewhere = {name: reward.submit(pixels, prompts) for name, reward in rewards.items() if hasattr(reward, "submit")}
-    here = {name: reward(pixels, prompts) for name, reward in rewards.items() if name not in elsewhere}
+    elsewhere = {
+        name: reward.submit(pixels, prompts)
+        for name, reward in rewards.items()
+        if hasattr(reward, "submit")
+    }
+    here = {
+        name: reward(pixels, prompts) for name, reward in rewards.items() if name not in elsewhere
+    }
     return lambda: {name: here[name] if name in here else elsewhere[name]() for name in rewards}
 
 
@@ -98,8 +115,12 @@ def checked(reward: Reward, name: str, pixels: Tensor, prompts: list[str]) -> Te
     except RewardError:
         raise
     except Exception as error:  # a reward is anyone's code: whatever it raises, the run must say which reward it was
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):  # the run names its knobs
-            raise MemoryError(f"reward {name!r} (reward.device puts it elsewhere, such as cpu): {error}") from error
+        if isinstance(
+            error, (torch.OutOfMemoryError, MemoryError)
+        ) or "can't allocate memory" in str(error):  # the run names its knobs
+            raise MemoryError(
+                f"reward {name!r} (reward.device puts it elsewhere, such as cpu): {error}"
+            ) from error
         raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
     if values.shape != (len(prompts),):
         raise RewardError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import image_reward
+from bpgo.rewards import image_reward
 
 
 def grid(videos: Tensor) -> Tensor:
@@ -21,7 +21,9 @@ def grid(videos: Tensor) -> Tensor:
     Frame i is at row i // c, column i % c: 9 frames make 3 x 3, 5 make 2 x 3, 81 make 9 x 9.
     """
     if videos.ndim != 5 or videos.shape[2] != 3 or not videos.shape[1]:
-        raise ValueError(f"image_grid takes videos (batch, frames, 3, height, width) in [0, 1], not {tuple(videos.shape)}")
+        raise ValueError(
+            f"image_grid takes videos (batch, frames, 3, height, width) in [0, 1], not {tuple(videos.shape)}"
+        )
     batch, frames, channels, height, width = videos.shape
     columns = isqrt(frames - 1) + 1
     rows = ceil(frames / columns)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .video_align import VIDEO, fit, patchify
+from bpgo.rewards.video_align import VIDEO, fit, patchify
 
 INSTRUCTION, MEAN, STD = "Represent the user's input.", 0.5, 0.5
 CHAT = "<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
@@ -28,7 +28,9 @@ CHAT = "<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{content}
 def frame_indices(count: int, fps: float) -> Tensor:
     """Which of `count` frames at `fps` a second are seen: one a second, 4..64, an even number. Raises ValueError for fewer than 2."""
     if count < 2:
-        raise ValueError(f"Qwen3-VL-Embedding sees pairs of frames and this video has {count}: give it at least 2")
+        raise ValueError(
+            f"Qwen3-VL-Embedding sees pairs of frames and this video has {count}: give it at least 2"
+        )
     number = min(max(count / fps, 4), 64, count) // 2 * 2
     return torch.linspace(0, count - 1, int(number)).round().long()
 
@@ -36,7 +38,9 @@ def frame_indices(count: int, fps: float) -> Tensor:
 def describe(indices: Tensor, fps: float, tokens: int) -> str:
     """What stands for a video in the chat: for each pair of frames its mean time, and `tokens` places for what is seen."""
     pairs = (indices.double() / fps).view(-1, 2).mean(1).tolist()
-    return "".join(f"<{time:.1f} seconds><|vision_start|>{VIDEO * tokens}<|vision_end|>" for time in pairs)
+    return "".join(
+        f"<{time:.1f} seconds><|vision_start|>{VIDEO * tokens}<|vision_end|>" for time in pairs
+    )
 
 
 def read_model(path: str | Path):
@@ -44,15 +48,29 @@ def read_model(path: str | Path):
     from transformers import AutoConfig, AutoTokenizer, Qwen3VLModel
 
     if Path(path).is_file():
-        raise ValueError(f"{path} is a file: give its folder, with config.json and a tokenizer, or a hub id")
-    if (kind := AutoConfig.from_pretrained(path).model_type) != "qwen3_vl":  # transformers would make a Qwen3-VL of its own sizes
-        raise ValueError(f"{path} holds a {kind}, no qwen3_vl: give Qwen/Qwen3-VL-Embedding-2B, or a folder of it")
-    model, report = Qwen3VLModel.from_pretrained(path, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True)
+        raise ValueError(
+            f"{path} is a file: give its folder, with config.json and a tokenizer, or a hub id"
+        )
+    if (
+        kind := AutoConfig.from_pretrained(path).model_type
+    ) != "qwen3_vl":  # transformers would make a Qwen3-VL of its own sizes
+        raise ValueError(
+            f"{path} holds a {kind}, no qwen3_vl: give Qwen/Qwen3-VL-Embedding-2B, or a folder of it"
+        )
+    model, report = Qwen3VLModel.from_pretrained(
+        path, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+    )
     if wrong := sorted(report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]}):
-        raise ValueError(f"{path} holds no whole Qwen3VLModel: {len(wrong)} of its tensors are missing or misshapen, such as {wrong[0]}")
+        raise ValueError(
+            f"{path} holds no whole Qwen3VLModel: {len(wrong)} of its tensors are missing or misshapen, such as {wrong[0]}"
+        )
     tokenizer, video = AutoTokenizer.from_pretrained(path), model.config.video_token_id
-    if len(tokenizer) > model.config.text_config.vocab_size or tokenizer(VIDEO)["input_ids"][:1] != [video]:
-        raise ValueError(f"the tokenizer of {path} does not read {VIDEO} as token {video}: download the model's own")
+    if len(tokenizer) > model.config.text_config.vocab_size or tokenizer(VIDEO)["input_ids"][
+        :1
+    ] != [video]:
+        raise ValueError(
+            f"the tokenizer of {path} does not read {VIDEO} as token {video}: download the model's own"
+        )
     return model.eval().requires_grad_(False), tokenizer
 
 
@@ -68,23 +86,36 @@ def load(path: str | Path, instruction: str = INSTRUCTION, fps: float = 16.0):
 
     def embed(instruction: str, contents: list[str], **seen: Tensor) -> Tensor:
         texts = [CHAT.format(instruction=instruction, content=content) for content in contents]
-        read = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(model.device)
+        read = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(
+            model.device
+        )
         if seen:
             seen["mm_token_type_ids"] = (read["input_ids"] == model.config.video_token_id).int() * 2
-        states = model(input_ids=read["input_ids"], attention_mask=read["attention_mask"], use_cache=False, **seen).last_hidden_state
+        states = model(
+            input_ids=read["input_ids"],
+            attention_mask=read["attention_mask"],
+            use_cache=False,
+            **seen,
+        ).last_hidden_state
         last = read["attention_mask"].sum(1) - 1
         return normalize(states[torch.arange(len(texts), device=last.device), last], dim=-1)
 
     def score(pixels: Tensor, prompts: list[str]) -> Tensor:
         if pixels.ndim != 5 or pixels.shape[2] != 3:
-            raise ValueError(f"qwen3_vl_embedding takes videos (batch, frames, 3, height, width) in [0, 1], not {tuple(pixels.shape)}")
+            raise ValueError(
+                f"qwen3_vl_embedding takes videos (batch, frames, 3, height, width) in [0, 1], not {tuple(pixels.shape)}"
+            )
         if any(VIDEO in prompt for prompt in prompts):
             raise ValueError(f"a prompt holds {VIDEO}, which stands for a video: leave it out")
         indices = frame_indices(pixels.shape[1], fps)
-        frames = fit(pixels[:, indices].to(model.device), side, 128 * side * side, 768 * side * side)
+        frames = fit(
+            pixels[:, indices].to(model.device), side, 128 * side * side, 768 * side * side
+        )
         patches, grid = patchify((frames - MEAN) / STD, vision.patch_size)
         content = describe(indices, fps, int(grid[0, 1:].prod()) // 4)
-        videos = embed(INSTRUCTION, [content] * len(pixels), pixel_values_videos=patches, video_grid_thw=grid)
+        videos = embed(
+            INSTRUCTION, [content] * len(pixels), pixel_values_videos=patches, video_grid_thw=grid
+        )
         return (videos * embed(instruction, prompts)).sum(-1)
 
     return model, torch.no_grad()(score)

@@ -22,18 +22,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from .clip import MEAN, STD, fill, read_tensors
+from bpgo.rewards.clip import MEAN, STD, fill, read_tensors
 
 SPECIAL, VIDEO = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>"), "<|video_pad|>"
 DIMENSIONS = ("vq", "mq", "ta")  # in the order of the special tokens
-NORMS = {"VQ_mean": 3.6757, "VQ_std": 2.2476, "MQ_mean": 1.1646, "MQ_std": 1.3811, "TA_mean": 2.8105, "TA_std": 2.5121}
-FIXED = {"prompt_template_type": "detailed_special", "sample_type": "uniform", "num_frames": None, "use_special_tokens": True}
-SIDE, LOW = 28, 128 * 28 * 28  # sides are multiples of two patches of 14 pixels; the fewest pixels of a frame
+NORMS = {
+    "VQ_mean": 3.6757,
+    "VQ_std": 2.2476,
+    "MQ_mean": 1.1646,
+    "MQ_std": 1.3811,
+    "TA_mean": 2.8105,
+    "TA_std": 2.5121,
+}
+FIXED = {
+    "prompt_template_type": "detailed_special",
+    "sample_type": "uniform",
+    "num_frames": None,
+    "use_special_tokens": True,
+}
+SIDE, LOW = (
+    28,
+    128 * 28 * 28,
+)  # sides are multiples of two patches of 14 pixels; the fewest pixels of a frame
 PUBLISHED = {  # Qwen2-VL-2B-Instruct
-    "text_config": dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
-                        rms_norm_eps=1e-6, rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}),
-    "vision_config": dict(depth=32, embed_dim=1280, hidden_size=1536, num_heads=16, mlp_ratio=4, patch_size=14),
-}  # fmt: skip
+    "text_config": dict(
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    ),
+    "vision_config": dict(
+        depth=32, embed_dim=1280, hidden_size=1536, num_heads=16, mlp_ratio=4, patch_size=14
+    ),
+}
 CHAT = """<|im_start|>system
 You are a helpful assistant.<|im_end|>
 <|im_start|>user
@@ -113,11 +137,20 @@ class VideoReward(nn.Module):
         self.backbone = Qwen2VLModel(config)
         self.rm_head = nn.Linear(config.text_config.hidden_size, outputs, bias=False)
 
-    def forward(self, patches: Tensor, grid: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self, patches: Tensor, grid: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> Tensor:
         """patches (N, 1176) and grid (B, 3) as `patchify` gives them; input_ids and attention_mask (B, L), padded at the right."""
-        text, seen = self.backbone.language_model, self.backbone.visual(patches, grid_thw=grid).pooler_output
-        tokens = text.embed_tokens(input_ids).masked_scatter((input_ids == self.video)[..., None], seen)
-        states = text(inputs_embeds=tokens, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        text, seen = (
+            self.backbone.language_model,
+            self.backbone.visual(patches, grid_thw=grid).pooler_output,
+        )
+        tokens = text.embed_tokens(input_ids).masked_scatter(
+            (input_ids == self.video)[..., None], seen
+        )
+        states = text(
+            inputs_embeds=tokens, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
         marked = torch.isin(input_ids, torch.tensor(self.special, device=input_ids.device))
         values = self.rm_head(states[marked].view(len(input_ids), 3, -1))
         return values[..., 0] if values.shape[-1] == 1 else values.diagonal(dim1=1, dim2=2)
@@ -129,7 +162,9 @@ def frame_indices(count: int, fps: float, rate: float = 2.0) -> Tensor:
     81 at 16 a second make 10, at 24 a second 6. Raises ValueError for fewer than 2.
     """
     if count < 2:
-        raise ValueError(f"VideoReward sees pairs of frames and this video has {count}: give it at least 2")
+        raise ValueError(
+            f"VideoReward sees pairs of frames and this video has {count}: give it at least 2"
+        )
     number = min(max(count / fps * rate, 4), min(768, count) // 2 * 2)
     return torch.linspace(0, count - 1, round(number / 2) * 2).round().long()
 
@@ -140,9 +175,13 @@ def smart_resize(height: int, width: int, side: int, low: int, high: int) -> tup
         raise ValueError(f"Qwen-VL takes frames of an aspect up to 200, not {height} x {width}")
     fitted = tuple(max(side, round(n / side) * side) for n in (height, width))
     if fitted[0] * fitted[1] > high:
-        fitted = tuple(floor(n / sqrt(height * width / high) / side) * side for n in (height, width))
+        fitted = tuple(
+            floor(n / sqrt(height * width / high) / side) * side for n in (height, width)
+        )
     elif fitted[0] * fitted[1] < low:
-        fitted = tuple(ceil(n * sqrt(low / (height * width)) / side) * side for n in (height, width))
+        fitted = tuple(
+            ceil(n * sqrt(low / (height * width)) / side) * side for n in (height, width)
+        )
     return fitted
 
 
@@ -151,7 +190,11 @@ def fit(pixels: Tensor, side: int, low: int, high: int) -> Tensor:
     size = smart_resize(*pixels.shape[-2:], side, low, high)
     seen = pixels.float().clamp(0, 1).mul(255).round()
     if seen.shape[-2:] != size:
-        seen = interpolate(seen.flatten(0, -4), size=size, mode="bicubic", antialias=True).clamp(0, 255).round()
+        seen = (
+            interpolate(seen.flatten(0, -4), size=size, mode="bicubic", antialias=True)
+            .clamp(0, 255)
+            .round()
+        )
     return seen.div(255).reshape(*pixels.shape[:-2], *size)
 
 
@@ -172,13 +215,26 @@ def read_published(file: Path, scale: float) -> dict[str, Tensor]:
     """
     theirs, ours = read_tensors(file), {}
     for name in [name for name in theirs if name.endswith(".base_layer.weight")]:
-        down, up = (theirs.pop(name.replace("base_layer", f"lora_{x}.default"), torch.empty(0, 0)) for x in "AB")
-        if down.ndim != 2 or up.ndim != 2 or (len(up), *down.shape) != (len(theirs[name]), up.shape[1], theirs[name].shape[-1]):
+        down, up = (
+            theirs.pop(name.replace("base_layer", f"lora_{x}.default"), torch.empty(0, 0))
+            for x in "AB"
+        )
+        if (
+            down.ndim != 2
+            or up.ndim != 2
+            or (len(up), *down.shape) != (len(theirs[name]), up.shape[1], theirs[name].shape[-1])
+        ):
             raise ValueError(f"{file} holds no whole LoRA of {name}: download it again")
         theirs[name] = theirs[name].float() + scale * (up.float() @ down.float())
     for name, tensor in theirs.items():
         name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        ours[re.sub(r"^model\.", "backbone.language_model.", re.sub(r"^visual\.", "backbone.visual.", name))] = tensor
+        ours[
+            re.sub(
+                r"^model\.",
+                "backbone.language_model.",
+                re.sub(r"^visual\.", "backbone.visual.", name),
+            )
+        ] = tensor
     ours.pop("lm_head.weight", None)
     return ours
 
@@ -191,12 +247,18 @@ def read_settings(file: Path) -> tuple[dict, dict, float]:
     try:
         whole = json.loads(file.read_text())
         settings, lora = whole["data_config"] | whole["model_config"], whole["peft_lora_config"]
-        scale = lora["lora_alpha"] / (sqrt(lora["lora_r"]) if lora.get("use_rslora") else lora["lora_r"])
+        scale = lora["lora_alpha"] / (
+            sqrt(lora["lora_r"]) if lora.get("use_rslora") else lora["lora_r"]
+        )
         norms = NORMS | (whole.get("inference_config") or {})
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
-        raise ValueError(f"{file} is damaged, or no VideoReward's: {error!r}. Download it again") from error
+        raise ValueError(
+            f"{file} is damaged, or no VideoReward's: {error!r}. Download it again"
+        ) from error
     if wrong := [key for key, value in FIXED.items() if settings.get(key, value) != value]:
-        raise ValueError(f"{file} has {wrong[0]} {settings[wrong[0]]!r}: video_align scores only with {FIXED[wrong[0]]!r}")
+        raise ValueError(
+            f"{file} has {wrong[0]} {settings[wrong[0]]!r}: video_align scores only with {FIXED[wrong[0]]!r}"
+        )
     return settings, norms, scale
 
 
@@ -210,41 +272,76 @@ def load(path: str | Path, dimension: str = "overall", fps: float = 16.0):
     from transformers import AutoTokenizer
 
     if dimension not in ("overall", *DIMENSIONS):
-        raise ValueError(f"video_align has no dimension {dimension!r}: give overall, {', '.join(DIMENSIONS)}")
+        raise ValueError(
+            f"video_align has no dimension {dimension!r}: give overall, {', '.join(DIMENSIONS)}"
+        )
     if isinstance(path, str) and not Path(path).exists():
-        path = snapshot_download(path, allow_patterns=["*config.json", "checkpoint-*/model.pth", "checkpoint-*/tokenizer/*"])
+        path = snapshot_download(
+            path,
+            allow_patterns=["*config.json", "checkpoint-*/model.pth", "checkpoint-*/tokenizer/*"],
+        )
     folder = Path(path)
-    steps = [file for file in folder.glob("checkpoint-*/model.pth") if file.parent.name[11:].isdecimal()]
+    steps = [
+        file for file in folder.glob("checkpoint-*/model.pth") if file.parent.name[11:].isdecimal()
+    ]
     if not steps:
-        raise FileNotFoundError(f"{folder} holds no checkpoint-<step>/model.pth, as KwaiVGI/VideoReward does: give that folder, or its id")
+        raise FileNotFoundError(
+            f"{folder} holds no checkpoint-<step>/model.pth, as KwaiVGI/VideoReward does: give that folder, or its id"
+        )
     file = max(steps, key=lambda file: int(file.parent.name[11:]))
     settings, norms, scale = read_settings(folder / "model_config.json")
     weights, words = read_published(file, scale), file.parent / "tokenizer"
     if not any(words.glob("tokenizer*")):
         raise FileNotFoundError(f"{words} holds no tokenizer: download it beside {file.name}")
     tokenizer = AutoTokenizer.from_pretrained(words)
-    tokenizer.add_tokens(list(SPECIAL), special_tokens=True)  # as upstream does; it changes nothing where they are in it
+    tokenizer.add_tokens(
+        list(SPECIAL), special_tokens=True
+    )  # as upstream does; it changes nothing where they are in it
     video, *special = tokenizer.convert_tokens_to_ids([VIDEO, *SPECIAL])
     if tokenizer(VIDEO)["input_ids"][:1] != [video]:
-        raise ValueError(f"{words} has no token {VIDEO}, so is no Qwen2-VL tokenizer: download the one beside {file.name}")
+        raise ValueError(
+            f"{words} has no token {VIDEO}, so is no Qwen2-VL tokenizer: download the one beside {file.name}"
+        )
     config = json.loads(own.read_text()) if (own := folder / "config.json").is_file() else PUBLISHED
     model = VideoReward(config, len(tokenizer), settings.get("output_dim", 1), video, special)
     fill(model, weights, file)
     rate, high = settings.get("fps", 2.0), settings.get("max_frame_pixels", 448 * 448)
-    mean, std = (torch.tensor([norms[f"{name.upper()}_{part}"] for name in DIMENSIONS]) for part in ("mean", "std"))
+    mean, std = (
+        torch.tensor([norms[f"{name.upper()}_{part}"] for name in DIMENSIONS])
+        for part in ("mean", "std")
+    )
 
     def score(pixels: Tensor, prompts: list[str]) -> Tensor:
         if pixels.ndim != 5 or pixels.shape[2] != 3:
-            raise ValueError(f"video_align takes videos (batch, frames, 3, height, width) in [0, 1], not {tuple(pixels.shape)}")
-        if taken := [token for token in (VIDEO, *SPECIAL) if any(token in prompt for prompt in prompts)]:
-            raise ValueError(f"a prompt holds {taken[0]}, at which VideoReward is read: leave it out")
-        frames = fit(pixels[:, frame_indices(pixels.shape[1], fps, rate)].to(model.rm_head.weight), SIDE, LOW, high)
-        frames = (frames - frames.new_tensor(MEAN)[:, None, None]) / frames.new_tensor(STD)[:, None, None]
+            raise ValueError(
+                f"video_align takes videos (batch, frames, 3, height, width) in [0, 1], not {tuple(pixels.shape)}"
+            )
+        if taken := [
+            token for token in (VIDEO, *SPECIAL) if any(token in prompt for prompt in prompts)
+        ]:
+            raise ValueError(
+                f"a prompt holds {taken[0]}, at which VideoReward is read: leave it out"
+            )
+        frames = fit(
+            pixels[:, frame_indices(pixels.shape[1], fps, rate)].to(model.rm_head.weight),
+            SIDE,
+            LOW,
+            high,
+        )
+        frames = (frames - frames.new_tensor(MEAN)[:, None, None]) / frames.new_tensor(STD)[
+            :, None, None
+        ]
         patches, grid = patchify(frames, SIDE // 2)
         seen = VIDEO * int(grid[0].prod() // 4)
-        texts = [CHAT.format(video=seen, form=FORM.format(text_prompt=prompt)) for prompt in prompts]
-        read = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(frames.device)
-        values = (model(patches, grid, read["input_ids"], read["attention_mask"]) - mean.to(frames)) / std.to(frames)
+        texts = [
+            CHAT.format(video=seen, form=FORM.format(text_prompt=prompt)) for prompt in prompts
+        ]
+        read = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(
+            frames.device
+        )
+        values = (
+            model(patches, grid, read["input_ids"], read["attention_mask"]) - mean.to(frames)
+        ) / std.to(frames)
         return values.sum(1) if dimension == "overall" else values[:, DIMENSIONS.index(dimension)]
 
     return model, torch.no_grad()(score)

@@ -8,7 +8,7 @@ from functools import partial
 import torch.multiprocessing
 from torch import Tensor
 
-from . import Reward, RewardError, load_reward
+from bpgo.rewards import Reward, RewardError, load_reward
 
 
 class Worker:
@@ -18,11 +18,20 @@ class Worker:
     RewardError if the process dies. Samples travel in shared memory (in a container, mind its --shm-size).
     """
 
-    def __init__(self, name: str, path: str | None, device: str = "cpu", scale: float = 1.0, time_limit: float = 600.0):
+    def __init__(
+        self,
+        name: str,
+        path: str | None,
+        device: str = "cpu",
+        scale: float = 1.0,
+        time_limit: float = 600.0,
+    ):
         context = torch.multiprocessing.get_context("spawn")
         self.name, self.time_limit, self.sent, self.answers = name, time_limit, 0, {}
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, name, path, device, scale), daemon=True)
+        self.process = context.Process(
+            target=_serve, args=(other, name, path, device, scale), daemon=True
+        )
         self.process.start()
         other.close()  # else its end would not be seen here
         self._receive()
@@ -46,7 +55,9 @@ class Worker:
         self.process.join()
 
     def _answer(self, number: int, device) -> Tensor:
-        while number not in self.answers:  # those of an interrupted iteration come first, and are dropped with it
+        while (
+            number not in self.answers
+        ):  # those of an interrupted iteration come first, and are dropped with it
             self._receive()
         found = self.answers.pop(number)
         self.answers = {n: values for n, values in self.answers.items() if n > number}
@@ -58,8 +69,10 @@ class Worker:
         try:
             if not self.pipe.poll(self.time_limit):
                 self.close()
-                raise RewardError(f"reward {self.name!r} gave no answer in {self.time_limit:g} s and was ended: look at what it waits for, "
-                                  "or raise its time_limit; the same command goes on with the run")  # fmt: skip
+                raise RewardError(
+                    f"reward {self.name!r} gave no answer in {self.time_limit:g} s and was ended: look at what it waits for, "
+                    "or raise its time_limit; the same command goes on with the run"
+                )
             number, found = self.pipe.recv()
         except (EOFError, OSError):
             raise self._dead() from None
@@ -71,7 +84,10 @@ class Worker:
     def _dead(self) -> RewardError:
         self.process.join(5)
         code = self.process.exitcode
-        return RewardError(f"the process of reward {self.name!r} has ended with exit code {code}" + (": out of memory?" * (code == -9)))
+        return RewardError(
+            f"the process of reward {self.name!r} has ended with exit code {code}"
+            + (": out of memory?" * (code == -9))
+        )
 
 
 def _serve(pipe, name: str, path: str | None, device: str, scale: float) -> None:

@@ -33,7 +33,9 @@ mathjax_path = "tex-svg.js"
 
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # they would come from the network; each slider has a still picture beside it
-suppress_warnings = ["mystnb.unknown_mime_type"]  # records for machines, which stand beside their text
+suppress_warnings = [
+    "mystnb.unknown_mime_type"
+]  # records for machines, which stand beside their text
 nb_mime_priority_overrides = [("html", "image/gif", 25)]
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
@@ -54,52 +56,92 @@ def as_rst(app, what, name, object, options, lines):
             inside, lines[i] = True, f"::\n\n{line}"
         elif not indented:
             inside = inside and not line
-            parts = re.split(r"(`[^`]+`)", line)  # what is in backticks stays; a number at the start of a line is not a list's
-            lines[i] = "".join(part if n % 2 else re.sub(r"([*|_\\`]|(?<=^\d)\.)", r"\\\1", part) for n, part in enumerate(parts))
+            parts = re.split(
+                r"(`[^`]+`)", line
+            )  # what is in backticks stays; a number at the start of a line is not a list's
+            lines[i] = "".join(
+                part if n % 2 else re.sub(r"([*|_\\`]|(?<=^\d)\.)", r"\\\1", part)
+                for n, part in enumerate(parts)
+            )
     lines[:] = "\n".join(lines).split("\n")
 
 
 def describe_figures(app, doctree):
     """Give each picture in a cell's output its alternative text: of the cell's lines `# alt:`, else the heading it stands under."""
-    for cell in doctree.findall(lambda node: isinstance(node, nodes.container) and node.get("nb_element") == "cell_code"):
+    for cell in doctree.findall(
+        lambda node: isinstance(node, nodes.container) and node.get("nb_element") == "cell_code"
+    ):
         texts = re.findall(r"# alt: *(.+)$", cell.children[0].astext(), re.M)
         heading = next(iter(cell.parent.findall(nodes.title)), None)
         for i, picture in enumerate(cell.findall(nodes.image)):
-            picture["alt"] = texts[i] if i < len(texts) else f"Figure: {heading.astext() if heading else app.env.docname}"
+            picture["alt"] = (
+                texts[i]
+                if i < len(texts)
+                else f"Figure: {heading.astext() if heading else app.env.docname}"
+            )
 
 
 def setup(app):
     app.connect("autodoc-process-docstring", as_rst)
     # Of the fields of a named tuple Python says nothing but this; what they are stands in the docstring of the class.
-    app.connect("autodoc-skip-member", lambda *given: given[4] or str(given[3].__doc__).startswith("Alias for field number"))
+    app.connect(
+        "autodoc-skip-member",
+        lambda *given: given[4] or str(given[3].__doc__).startswith("Alias for field number"),
+    )
     app.connect("doctree-read", describe_figures)
 
 
 def prepare(source):
     """Fill the empty folder `source` with what Sphinx reads: pages, notebooks, and a page for each package."""
-    shutil.copytree(HERE, source, dirs_exist_ok=True, ignore=shutil.ignore_patterns("conf.py", "*.css", "*.svg", "__pycache__"))
-    shutil.copytree(ROOT / "notebooks", source / "notebooks", ignore=shutil.ignore_patterns("*.py", ".*"))
+    shutil.copytree(
+        HERE,
+        source,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("conf.py", "*.css", "*.svg", "__pycache__"),
+    )
+    shutil.copytree(
+        ROOT / "notebooks", source / "notebooks", ignore=shutil.ignore_patterns("*.py", ".*")
+    )
     (source / "api").mkdir()
     blocks = {"notebooks": "", "modules": ""}
     for path in sorted((source / "notebooks").glob("*.ipynb")):
-        title, effort = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[:2]
+        title, effort = "".join(
+            json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
+        ).splitlines()[:2]
         number, question = re.fullmatch(r"# (\d+)\. (.+)", title).groups()
         blocks["notebooks"] += f"{number}. [{question}](notebooks/{path.name})\\\n   {effort}\n"
     for path in sorted((ROOT / "bpgo").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         package = ".".join(parts[:-1])
         name = package if parts[-1] == "__init__" else ".".join(parts)
-        summary = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+        summary = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split(
+            "\n\n"
+        )[0]
         if summary and parts[-1] != "__main__":
             blocks["modules"] += f"{{py:mod}}`{name}`\\\n{' '.join(summary.split())}\n\n"
-            with open(source / "api" / f"{package}.rst", "a", encoding="utf-8") as file:  # `__init__` comes first
-                file.write(f"{name}\n{('=' if name == package else '-') * len(name)}\n\n.. automodule:: {name}\n\n")
-    blocks["picture"] = re.search(r"<!-- picture -->\n(.*?)<!-- /picture -->", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+            with open(
+                source / "api" / f"{package}.rst", "a", encoding="utf-8"
+            ) as file:  # `__init__` comes first
+                file.write(
+                    f"{name}\n{('=' if name == package else '-') * len(name)}\n\n.. automodule:: {name}\n\n"
+                )
+    blocks["picture"] = re.search(
+        r"<!-- picture -->\n(.*?)<!-- /picture -->",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.S,
+    )[1]
     for path in re.findall(r"\]\((.+?)\)", blocks["picture"]):
         shutil.copy(ROOT / path, source)
         blocks["picture"] = blocks["picture"].replace(path, Path(path).name)
     for page in source.glob("*.md"):
-        page.write_text(re.sub(r"<!-- (\w+) -->", lambda m: blocks.get(m[1], m[0]), page.read_text(encoding="utf-8")), encoding="utf-8")
+        page.write_text(
+            re.sub(
+                r"<!-- (\w+) -->",
+                lambda m: blocks.get(m[1], m[0]),
+                page.read_text(encoding="utf-8"),
+            ),
+            encoding="utf-8",
+        )
 
 
 def main(output=ROOT / "runs" / "site"):
@@ -108,7 +150,19 @@ def main(output=ROOT / "runs" / "site"):
         sys.exit(f"{output} exists and is no site: name another folder")
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder) / "source")
-        failed = sphinx_build(["-W", "--keep-going", "-q", "-c", str(HERE), "-d", f"{folder}/trees", f"{folder}/source", f"{folder}/html"])
+        failed = sphinx_build(
+            [
+                "-W",
+                "--keep-going",
+                "-q",
+                "-c",
+                str(HERE),
+                "-d",
+                f"{folder}/trees",
+                f"{folder}/source",
+                f"{folder}/html",
+            ]
+        )
         if not failed:
             shutil.rmtree(output, ignore_errors=True)
             shutil.copytree(f"{folder}/html", output)

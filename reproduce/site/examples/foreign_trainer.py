@@ -32,13 +32,17 @@ def train(iterations=60, alpha=0.5, beta=0.5, seed=0):
     before = reward(test, policy(test)[:, None]).mean().item()
     prior = RunningMean()  # BPGO 3
     for _ in range(iterations):
-        prompts = torch.cat([torch.rand(8, 2) * 2 - 1, torch.tensor([0.0, 1.0]).repeat(4)[:, None]], 1)
+        prompts = torch.cat(
+            [torch.rand(8, 2) * 2 - 1, torch.tensor([0.0, 1.0]).repeat(4)[:, None]], 1
+        )
         with torch.no_grad():
             samples = policy(prompts)[:, None] + 0.3 * torch.randn(8, 12, 2)
             old = log_prob(policy, prompts, samples)
         r = reward(prompts, samples)
         adv = (r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True) + 1e-8)
-        adv = bpgo(r, prior(prompts, r), alpha=alpha, k=k_from_kappa(1.0, r), lam=1.0, beta=beta).effective  # BPGO 4: instead of that
+        adv = bpgo(
+            r, prior(prompts, r), alpha=alpha, k=k_from_kappa(1.0, r), lam=1.0, beta=beta
+        ).effective  # BPGO 4: instead of that
         prior.update(r)  # BPGO 5
         for _ in range(4):
             ratio = (log_prob(policy, prompts, samples) - old).exp()

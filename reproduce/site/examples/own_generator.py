@@ -15,9 +15,17 @@ from bpgo.trainer import Trainer
 
 class HalfLight:
     def __init__(self):
-        self.net = torch.nn.Sequential(torch.nn.Linear(66, 128), torch.nn.SiLU(), torch.nn.Linear(128, 64))
-        self.modules, self.pipeline = {"net": self.net}, self  # what is trained, by its name in `pipeline`
-        self.encoders, self.device = (), torch.device("cpu")  # encoders: parts that several processes let go of once prompts are encoded
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(66, 128), torch.nn.SiLU(), torch.nn.Linear(128, 64)
+        )
+        self.modules, self.pipeline = (
+            {"net": self.net},
+            self,
+        )  # what is trained, by its name in `pipeline`
+        self.encoders, self.device = (
+            (),
+            torch.device("cpu"),
+        )  # encoders: parts that several processes let go of once prompts are encoded
 
     def check(self, prompts, images=None):  # raises ValueError for what `encode` would refuse
         if images is not None or not set(prompts) <= {"left", "right"}:
@@ -30,29 +38,48 @@ class HalfLight:
         return 1, 8, 8
 
     def velocity(self, x, sigma, cond):  # by way of `modules`, which several processes wrap
-        return self.modules["net"](torch.cat([x.flatten(1), cond["side"], torch.full((len(x), 1), sigma)], 1)).view_as(x)
+        return self.modules["net"](
+            torch.cat([x.flatten(1), cond["side"], torch.full((len(x), 1), sigma)], 1)
+        ).view_as(x)
 
     def decode(self, x):
         return torch.sigmoid(2 * x).expand(-1, 3, -1, -1)
 
-    def save(self, folder, lora):  # lora: whether the config trains adapters (`generator.lora_rank`)
+    def save(
+        self, folder, lora
+    ):  # lora: whether the config trains adapters (`generator.lora_rank`)
         folder.mkdir(parents=True)
         save_file(self.net.state_dict(), folder / "net.safetensors")
 
 
 def lit(pixels, prompts):
     """The brightness of the half that the prompt names, less that of the other, in [-1, 1]."""
-    return torch.tensor([1.0 if p == "left" else -1.0 for p in prompts]) * (pixels[..., :4] - pixels[..., 4:]).mean((1, 2, 3))
+    return torch.tensor([1.0 if p == "left" else -1.0 for p in prompts]) * (
+        pixels[..., :4] - pixels[..., 4:]
+    ).mean((1, 2, 3))
 
 
 def main(output, iterations=40):
     torch.manual_seed(0)
-    config = read_config("t2i-tiny", ["generator={path: half-light}", "reward={name: lit}", f"iterations={iterations}", "groups=2",
-                                      "optimiser={learning_rate: 0.01}", "evaluation={samples: 16, steps: 8}"])  # fmt: skip
-    trainer = Trainer(config, output, policy=HalfLight(), reward=lit, prompts=["left", "right"], progress=False)
+    config = read_config(
+        "t2i-tiny",
+        [
+            "generator={path: half-light}",
+            "reward={name: lit}",
+            f"iterations={iterations}",
+            "groups=2",
+            "optimiser={learning_rate: 0.01}",
+            "evaluation={samples: 16, steps: 8}",
+        ],
+    )
+    trainer = Trainer(
+        config, output, policy=HalfLight(), reward=lit, prompts=["left", "right"], progress=False
+    )
     before = trainer.evaluate().means()["reward"]
     trainer.train()
-    print(f"a generator of one's own, from random weights: reward {before:.3f} before, {trainer.evaluate().means()['reward']:.3f} after")
+    print(
+        f"a generator of one's own, from random weights: reward {before:.3f} before, {trainer.evaluate().means()['reward']:.3f} after"
+    )
 
 
 if __name__ == "__main__":

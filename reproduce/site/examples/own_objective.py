@@ -15,7 +15,13 @@ from bpgo.objective import OBJECTIVES, Advantages, check_rewards, ras_weights
 from bpgo.trainer import Trainer
 
 PROMPTS = ["a red circle", "a large blue square", "a green cross", "a shape"]
-SMALL = ["iterations=2", "groups=4", "group_size=4", "sampling.steps=4", "evaluation={samples: 1, steps: 2}"]
+SMALL = [
+    "iterations=2",
+    "groups=4",
+    "group_size=4",
+    "sampling.steps=4",
+    "evaluation={samples: 1, steps: 2}",
+]
 
 
 def batch_spread(rewards, prior, *, alpha, k, lam, beta):
@@ -38,7 +44,9 @@ def main(output):
     trainer = Trainer(config, output, prompts=PROMPTS, progress=False)
     trainer.train()
     last = read_log(trainer.output / "metrics.jsonl")[-1]
-    print(f"trained by {config.objective.name}: reward {last['reward']:.4f}, weights {last['weight_min']:.2f} to {last['weight_max']:.2f}")
+    print(
+        f"trained by {config.objective.name}: reward {last['reward']:.4f}, weights {last['weight_min']:.2f} to {last['weight_max']:.2f}"
+    )
 
 
 if __name__ == "__main__":

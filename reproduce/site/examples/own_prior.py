@@ -42,13 +42,25 @@ class RunningMedian(Prior):
 
 
 def main(output, iterations=3):
-    trainer = Trainer(read_config("t2i-tiny", [*SMALL, f"iterations={iterations}"]), output, prompts=PROMPTS, progress=False)
+    trainer = Trainer(
+        read_config("t2i-tiny", [*SMALL, f"iterations={iterations}"]),
+        output,
+        prompts=PROMPTS,
+        progress=False,
+    )
     trainer.prior = RunningMedian()
-    if found := checkpoint.checkpoints(trainer.output):  # the run is gone on with: take up what this prior had learnt
+    if found := checkpoint.checkpoints(
+        trainer.output
+    ):  # the run is gone on with: take up what this prior had learnt
         trainer.prior.restore(checkpoint.load_state(found[-1])[1]["prior"])
     trainer.train()
     rows = read_log(trainer.output / "metrics.jsonl")
-    print("by iteration, the prior:", *(f"{row['prior']:.3f}" for row in rows), "mean reward:", *(f"{row['reward']:.3f}" for row in rows))
+    print(
+        "by iteration, the prior:",
+        *(f"{row['prior']:.3f}" for row in rows),
+        "mean reward:",
+        *(f"{row['reward']:.3f}" for row in rows),
+    )
 
 
 if __name__ == "__main__":

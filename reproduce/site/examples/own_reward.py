@@ -17,7 +17,13 @@ from bpgo.trainer import Trainer
 
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.7, 0.2), "blue": (0.2, 0.3, 0.9)}
 PROMPTS = ["a red circle", "a large blue square", "a green cross", "a shape"]
-SMALL = ["groups=4", "group_size=4", "sampling.steps=4", "evaluation={samples: 4, steps: 8}", "optimiser.ema_decay=0"]
+SMALL = [
+    "groups=4",
+    "group_size=4",
+    "sampling.steps=4",
+    "evaluation={samples: 4, steps: 8}",
+    "optimiser.ema_decay=0",
+]
 
 
 def colour(pixels, prompts):
@@ -25,7 +31,9 @@ def colour(pixels, prompts):
     shares = torch.zeros(len(prompts))
     for i, prompt in enumerate(prompts):
         for name in COLOURS.keys() & prompt.split():
-            near = (pixels[i] - torch.tensor(COLOURS[name], device=pixels.device)[:, None, None]).abs().amax(0) < 0.25
+            near = (
+                pixels[i] - torch.tensor(COLOURS[name], device=pixels.device)[:, None, None]
+            ).abs().amax(0) < 0.25
             shares[i] = near.float().mean()
     return shares
 
@@ -37,11 +45,17 @@ def main(output, iterations=2):
         """Yours and a shipped one, added: the weights say what a unit of each is worth."""
         return judge(pixels, prompts) + 2 * colour(pixels, prompts).to(pixels.device)
 
-    config = read_config("t2i-tiny", [*SMALL, f"iterations={iterations}", "reward={name: clip + 2 colour}"])  # the name is for the records
-    trainer = Trainer(config, output, reward=reward, prompts=PROMPTS, metrics={"colour": colour}, progress=False)
+    config = read_config(
+        "t2i-tiny", [*SMALL, f"iterations={iterations}", "reward={name: clip + 2 colour}"]
+    )  # the name is for the records
+    trainer = Trainer(
+        config, output, reward=reward, prompts=PROMPTS, metrics={"colour": colour}, progress=False
+    )
     trainer.train()
     found = [row["colour"] for row in read_log(trainer.output / "evaluations.jsonl")]
-    print(f"trained on {config.reward[0].name}; share of the named colour: {found[0]:.4f} before, {found[-1]:.4f} after")
+    print(
+        f"trained on {config.reward[0].name}; share of the named colour: {found[0]:.4f} before, {found[-1]:.4f} after"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,45 @@
+"""How the samples of an iteration are divided: over processes, optimiser updates and micro-batches.
+
+An iteration has `groups` prompts with `group_size` samples each. Its groups are split evenly over
+the `updates`, and the groups of each update over the processes, so that every update of a run with
+several processes uses the same samples as the update of a run with one.
+"""
+
+from __future__ import annotations
+
+from bpgo.config import Config
+
+
+def check_divisible(config: Config, processes: int = 1) -> None:
+    """Raise ValueError unless the groups divide evenly over updates and processes."""
+    updates = config.optimiser.updates
+    if config.groups % (updates * processes):
+        over = f"optimiser.updates={updates}" + (f" times {processes} processes" * (processes > 1))
+        raise ValueError(f"groups={config.groups} cannot be divided evenly over {over}")
+
+
+def own_groups(groups: int, updates: int, processes: int, rank: int) -> list[int]:
+    """Indices, in range(groups), of the groups that process `rank` samples, in the order of its updates.
+
+    own_groups(8, updates=2, processes=2, rank=1) is [2, 3, 6, 7]: the second half of each update.
+    """
+    per_update = groups // updates
+    share = per_update // processes
+    starts = range(share * rank, groups, per_update)
+    return [group for start in starts for group in range(start, start + share)]
+
+
+def rows_per_process(config: Config, processes: int = 1) -> int:
+    """Samples that one process draws in an iteration."""
+    return config.groups // processes * config.group_size
+
+
+def micro_batch_size(config: Config, processes: int = 1) -> int:
+    """Samples in one model call.
+
+    The largest divisor of the rows of an update that is at most `sampling.micro_batch`, so that
+    every micro-batch has the same size and belongs to one update.
+    """
+    per_update = rows_per_process(config, processes) // config.optimiser.updates
+    limit = min(config.sampling.micro_batch or per_update, per_update)
+    return next(size for size in range(limit, 0, -1) if per_update % size == 0)

@@ -1,0 +1,1 @@
+"""The world of clips: one coloured shape in motion, nine frames long."""

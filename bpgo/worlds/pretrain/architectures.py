@@ -1,0 +1,294 @@
+"""The tiny architectures: real diffusers and transformers classes at a size that two cores train in minutes.
+
+Tokenizers are built from the world's vocabulary, so nothing is downloaded. Every class is the published one; only widths differ.
+"""
+
+from __future__ import annotations
+
+import json
+
+from bpgo.worlds.clips.captions import VOCABULARY as CLIP_VOCABULARY
+from bpgo.worlds.shapes.captions import VOCABULARY
+
+CLIP_TOKENS = 12  # the longest caption of a clip has 7 words
+BOUNDARY = 0.8  # of the two experts: with 8 steps and shift 3, four steps for each
+TOKENS = 16  # the longest caption has 11 words; two or fewer special tokens
+
+
+def t5_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
+    """One token a word, `</s>` at the end; words outside the vocabulary become `<unk>`."""
+    from transformers import T5Tokenizer
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), ("▁", -50.0)] + [
+        (f"▁{w}", -1.0) for w in vocabulary
+    ]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=tokens)
+
+
+def clip_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
+    """CLIP's byte-pair tokenizer with merges learnt from the vocabulary, so that each word is one token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, end_of_word_suffix="</w>", special_tokens=special, show_progress=False
+    )
+    bpe.train_from_iterator(vocabulary, trainer)
+    learnt = json.loads(bpe.to_str())["model"]
+    merges = [tuple(pair) for pair in learnt["merges"]]
+    words = [
+        f"{word}</w>" for word in sorted(vocabulary)
+    ]  # ids of our own: the trainer's depend on how it breaks ties
+    rest = sorted(learnt["vocab"].keys() - {*special, *words})
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(special + words + rest)},
+        merges=merges,
+        model_max_length=tokens,
+    )
+
+
+def bert_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
+    """BERT's word-piece tokenizer over whole words."""
+    from transformers import BertTokenizer
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return BertTokenizer(
+        vocab={t: i for i, t in enumerate(special + vocabulary)}, model_max_length=tokens
+    )
+
+
+def autoencoder():
+    """AutoencoderKL, 4 times down, 4 channels: 32 x 32 pixels become an 8 x 8 latent."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        sample_size=32,
+        layers_per_block=1,
+        norm_num_groups=8,
+        block_out_channels=(16, 32, 48),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+    )
+
+
+def flux_pipeline(vae):
+    """A FluxPipeline of random weights around a trained autoencoder: 2 double and 2 single blocks, 4 heads of 24."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=vae,
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(clip),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=TOKENS,
+                projection_dim=32,
+                bos_token_id=clip.bos_token_id,
+                eos_token_id=clip.eos_token_id,
+                pad_token_id=clip.pad_token_id,
+            )
+        ),
+        tokenizer=clip,
+        text_encoder_2=T5EncoderModel(
+            T5Config(
+                vocab_size=len(t5),
+                d_model=64,
+                d_kv=16,
+                d_ff=128,
+                num_layers=2,
+                num_heads=4,
+                dropout_rate=0.0,
+            )
+        ),
+        tokenizer_2=t5,
+        transformer=FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=24,
+            num_attention_heads=4,
+            joint_attention_dim=64,
+            pooled_projection_dim=32,
+            axes_dims_rope=(4, 10, 10),
+            guidance_embeds=True,
+        ),
+    )
+
+
+def clip_model(tokenizer):
+    """CLIPModel, 64 wide, 2 text and 3 vision layers, patches of 4 pixels: the training reward."""
+    from transformers import CLIPConfig, CLIPModel
+
+    ids = {k: getattr(tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        **ids,
+    )
+    vision = dict(
+        image_size=32,
+        patch_size=4,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+    )
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
+
+
+def image_reward_config() -> dict:
+    """ImageReward's architecture (BLIP vision, text with cross-attention, linear head): the held-out reward."""
+    return {
+        "vision": dict(
+            image_size=32,
+            patch_size=8,
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+        ),
+        "text": dict(
+            vocab_size=5 + len(VOCABULARY),
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            max_position_embeddings=TOKENS,
+            pad_token_id=0,
+            bos_token_id=2,
+            sep_token_id=3,
+            eos_token_id=3,
+        ),
+        "head": [32, 16, 1],
+        "max_length": TOKENS,
+        "mean": 0.0,
+        "std": 1.0,
+    }
+
+
+def video_clip_config(tokenizer) -> dict:
+    """VideoCLIP, 64 wide, 2 text and 3 vision layers, 4 frames in patches of 8 pixels: the training reward of the video tasks."""
+    ids = {k: getattr(tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    size = dict(hidden_size=64, intermediate_size=128, num_attention_heads=4)
+    return {
+        "vision": dict(image_size=32, patch_size=8, num_hidden_layers=3, **size),
+        "text": dict(vocab_size=len(tokenizer), num_hidden_layers=2, **size, **ids),
+        "projection_dim": 64,
+        "frames": 4,
+        "max_length": CLIP_TOKENS,
+    }
+
+
+def image_grid_config(side: int) -> dict:
+    """The held-out reward of the video tasks: ImageReward on a picture of side x side pixels, in patches of 16."""
+    config = image_reward_config()
+    config["vision"] |= {"image_size": side, "patch_size": 16}
+    config["text"] |= {
+        "vocab_size": 5 + len(CLIP_VOCABULARY),
+        "max_position_embeddings": CLIP_TOKENS,
+    }
+    return config | {"max_length": CLIP_TOKENS}
+
+
+def video_autoencoder():
+    """AutoencoderKLWan, 4 times down in space and in time, 8 channels: 9 frames of 32 x 32 pixels become a 3 x 8 x 8 latent."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=8,
+        z_dim=8,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        attn_scales=[],
+        temperal_downsample=[True, True],
+        latents_mean=[0.0] * 8,
+        latents_std=[1.0] * 8,
+        scale_factor_spatial=4,
+        scale_factor_temporal=4,
+    )
+
+
+def _wan_transformer(channels: int):
+    """WanTransformer3DModel of random weights: 4 blocks, 4 heads of 24; `channels` in, 8 out."""
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=24,
+        in_channels=channels,
+        out_channels=8,
+        text_dim=64,
+        freq_dim=64,
+        ffn_dim=256,
+        num_layers=4,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    )
+
+
+def _wan_parts(vae) -> dict:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    tokenizer = t5_tokenizer(CLIP_VOCABULARY, CLIP_TOKENS)
+    encoder = UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(tokenizer),
+            d_model=64,
+            d_kv=16,
+            d_ff=128,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+        )
+    )
+    return dict(
+        vae=vae,
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def wan_pipeline(vae):
+    """A WanPipeline of random weights around a trained autoencoder."""
+    from diffusers import WanPipeline
+
+    return WanPipeline(**_wan_parts(vae), transformer=_wan_transformer(8))
+
+
+def wan_image_pipeline(vae):
+    """A WanImageToVideoPipeline of random weights with a high-noise and a low-noise expert: 8 noisy, 4 mask and 8 image channels."""
+    from diffusers import WanImageToVideoPipeline
+
+    experts = {name: _wan_transformer(20) for name in ("transformer", "transformer_2")}
+    return WanImageToVideoPipeline(
+        **_wan_parts(vae),
+        **experts,
+        image_encoder=None,
+        image_processor=None,
+        boundary_ratio=BOUNDARY,
+    )
