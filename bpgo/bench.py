@@ -49,7 +49,7 @@ def bench(config: Config, rounds: int) -> str:
 
 def _trainer(config: Config, objective: str, folder: Path) -> Trainer:
     """A trainer whose every iteration trains the same number of steps, without evaluation, checkpoints or samples for a prior."""
-    prior = Prior() if config.prior.kind.startswith("sft") else config.prior
+    prior = Prior() if config.prior.name.startswith("sft") else config.prior
     config = dataclasses.replace(
         config, objective=dataclasses.replace(config.objective, name=objective), prior=prior
     )

@@ -1,19 +1,24 @@
-"""Every setting of a run: one tree of dataclasses, read from a YAML preset with `key=value` overrides.
+"""Every setting of a run: a tree of dataclasses, read from a YAML preset with `key=value` overrides.
 
-A key that does not exist is refused with the nearest that does; a value of the wrong type or out of range is refused with its range.
-`python -m bpgo settings` lists all of this with defaults.
+An unknown key is refused with the nearest known one, and a value of the wrong type or out of range
+with the values that are allowed. `bpgo settings` lists every setting with its default.
+
+This module is longer than others because all settings are defined here, one beside the other.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, field, fields, is_dataclass
+from dataclasses import asdict, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -24,12 +29,17 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
+from bpgo.registry import TABLES, check_name
+
 PRESETS = Path(__file__).parent / "presets"
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
 settings = dataclass(
     config=ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=()),
     kw_only=True,
@@ -37,288 +47,338 @@ settings = dataclass(
 
 
 class ConfigError(ValueError):
-    """A setting that does not exist or cannot have this value."""
+    """A setting that does not exist or cannot have the given value."""
+
+
+def _names(kind: str) -> type[str]:
+    """The names of one table of the registry, and `module:attribute`."""
+    allowed = Field(json_schema_extra={"enum": [*TABLES[kind], "module:attribute"]})
+    return Annotated[str, AfterValidator(partial(check_name, kind)), allowed]
+
+
+def _as_list(value):
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 @settings
-class Generator:
+class GeneratorConfig:
     path: str
     """Folder, shipped name or hub id of a diffusers pipeline."""
+    policy: _names("generator") | None = None
+    """Policy class, as module:attribute. null: chosen by the class of the pipeline."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of a policy of your own."""
     height: Count | None = None
-    """Pixels; null: what the pipeline was trained at."""
+    """Height in pixels. null: the size that the pipeline was trained at."""
     width: Count | None = None
-    """Pixels; null: what the pipeline was trained at."""
+    """Width in pixels. null: the size that the pipeline was trained at."""
     frames: Count | None = None
-    """Of a video, 4k + 1; null: what the pipeline makes."""
+    """Frames of a video, 4k + 1. null: the pipeline's default."""
     guidance: NonNegative | None = None
-    """Guidance scale; null: the pipeline's (FLUX 3.5, Wan 5). For Wan, 1 or less is none, at half the cost."""
+    """Guidance scale. null: the pipeline's (FLUX 3.5, Wan 5). Wan at 1 or less runs without guidance, at half the cost."""
     guidance_2: NonNegative | None = None
-    """Guidance scale of Wan's low-noise expert; null: the same."""
+    """Guidance scale of Wan's low-noise expert. null: the same as guidance."""
     cfg_gradient: Literal["both", "conditional"] | None = None
-    """For Wan, which half of the guidance carries gradients; null: both."""
+    """Wan: which part of classifier-free guidance carries gradients. null: both."""
     negative_prompt: str | None = None
-    """For Wan, what the unconditional half is given; null: nothing."""
+    """Wan: the prompt of the unconditional part. null: the empty prompt."""
     max_sequence_length: Count | None = None
-    """Text tokens; null: what the tokenizer says."""
+    """Text tokens. null: the tokenizer's limit."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the frozen weights. Full-weight training keeps its weights in float32 whatever this says."""
-    lora_rank: Annotated[int, Field(ge=0)] = 0
-    """Rank of the trained adapters; 0 trains all weights of the transformer."""
+    """Precision of the frozen weights. Weights that are trained in full are always kept in float32."""
+    lora_rank: Natural = 0
+    """Rank of the LoRA adapters. 0 trains all weights of the transformer."""
     lora_alpha: Positive | None = None
-    """Scale of the adapters; null: twice the rank."""
+    """Scale of the LoRA adapters. null: twice the rank."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory for about a third more time."""
     vae_tiling: bool = False
-    """Decode and encode in tiles: less memory, slightly other pixels where tiles meet."""
+    """Decode and encode in tiles: less memory; pixels differ slightly where tiles meet."""
     offload: bool = False
-    """Keep on the CPU what is not at work: text encoders, autoencoder, the other expert, the rollout. Prompts are encoded once, to disk."""
+    """Keep on the CPU whatever is not in use: text encoders, autoencoder, the other expert, trajectories."""
     compile: bool = False
-    """torch.compile the transformer: the first iterations wait for it, and the first ratio is 1 up to rounding only."""
+    """Compile the transformer with torch.compile. The first importance ratio is then 1 only up to rounding."""
 
 
 @settings
-class Reward:
-    name: str
-    """One of `bpgo.rewards.REWARDS`: clip, pickscore, hpsv2, image_reward, video_clip_xl, video_align, ..."""
+class RewardConfig:
+    name: _names("reward")
+    """Reward model, or module:attribute for one of your own."""
     path: str | None = None
-    """Folder, shipped name or hub id of its weights; null: the published ones."""
-    scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
-    """What its values are multiplied by: its weight in a sum, or the scale on which a paper reports it."""
+    """Folder, shipped name or hub id of its weights. null: the published weights."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the function or class that loads the reward."""
+    scale: Finite = 1.0
+    """Factor on its values: its weight in a sum of rewards."""
     device: str | None = None
-    """Where it runs, such as cuda:1; null: where the policy does."""
+    """Device that it runs on, such as cuda:1. null: the policy's."""
     process: bool = False
     """Run it in a process of its own, which scores while the next micro-batch is sampled."""
     time_limit: Positive = 600.0
-    """Seconds that this process may take over one micro-batch."""
+    """Seconds that this process may take for one micro-batch."""
 
 
-def _listed(value):
-    return [] if value is None else value if isinstance(value, list) else [value]
-
-
-Rewards = Annotated[
-    list[Reward], BeforeValidator(_listed)
-]  # in a preset also a single one, or null for none
+Rewards = Annotated[list[RewardConfig], BeforeValidator(_as_list)]  # a preset may give just one
 
 
 @settings
-class Sampling:
+class SamplingConfig:
     steps: Annotated[int, Field(ge=2)] = 16
     """Denoising steps of a rollout."""
     shift: Positive = 3.0
-    """Shift of the sigma grid, applied once; 1 is an even grid."""
-    schedule: Literal["flow-grpo", "dance-grpo", "cps"] = "dance-grpo"
-    """How much noise a step adds."""
+    """Shift of the sigma grid. 1 is an even grid."""
+    schedule: _names("schedule") = "dance-grpo"
+    """Noise schedule: how much noise each step adds."""
     noise_level: Positive = 0.3
-    """a of Flow-GRPO and CPS, eta of DanceGRPO."""
+    """Level of the schedule: a of Flow-GRPO and CPS, eta of DanceGRPO."""
     trained_share: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """Share of the noisy steps that each iteration trains, drawn at random."""
+    """Fraction of the noisy steps that each iteration trains, drawn at random."""
     window: Count | None = None
-    """Instead: this many consecutive steps carry noise and are trained, all others are plain ODE steps."""
-    window_range: tuple[Annotated[int, Field(ge=0)], Count] | None = None
-    """First step that the window may hold, and the one after the last; null: all that can carry noise."""
+    """If given, only this many consecutive steps carry noise and are trained; the others are ODE steps."""
+    window_range: tuple[Natural, Count] | None = None
+    """First step that the window may contain, and the one after the last. null: every step that can carry noise."""
     shared_noise: bool = False
-    """Whether a group starts from one initial noise."""
+    """Start all samples of a group from the same initial noise."""
     micro_batch: Count | None = None
-    """Rows in one model call; null: all rows of an update."""
+    """Largest number of samples in one model call. null: all samples of an update."""
 
     @model_validator(mode="after")
-    def _range_is_of_a_window(self):
+    def _range_needs_window(self):
         if self.window_range is not None and self.window is None:
-            raise ValueError(
-                "window_range says where sampling.window may lie: give sampling.window too"
-            )
+            raise ValueError("window_range limits the place of sampling.window: set that too")
         return self
 
 
 @settings
-class Objective:
-    name: Literal["grpo", "ras", "crt", "bpgo", "bgpo"] = "bpgo"
-    """bgpo is the institute's published variant."""
-    alpha: Share = 0.5
-    """Strength of RAS, equation 2."""
+class ObjectiveConfig:
+    name: _names("objective") = "bpgo"
+    """Objective. teleboost is the variant that the authors' institute published."""
+    alpha: Fraction = 0.5
+    """Strength of RAS (equation 2)."""
     k: NonNegative | None = None
-    """Sharpness of RAS per unit of reward. Give this or kappa."""
+    """Sharpness of RAS per unit of reward. Set either this or kappa."""
     kappa: NonNegative | None = None
-    """Sharpness of RAS per standard deviation of the iteration's rewards. Give this or k; 1 if neither is given."""
+    """Sharpness of RAS per standard deviation of the iteration's rewards. 1 if neither k nor kappa is set."""
     lam: NonNegative = 1.0
-    """lambda of CRT, equation 4, per unit of reward."""
+    """lambda of CRT (equation 4), per unit of reward."""
     beta: NonNegative = 0.5
-    """Weight of the CRT loss, equation 5."""
+    """Weight of the CRT loss (equation 5)."""
     clip_range: Positive = 1e-4
-    """Of the importance ratio, which here differs from 1 by 1e-5 to 1e-2."""
+    """Clip range of the importance ratio, which differs from 1 by only 1e-5 to 1e-2 here."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further hyperparameters of an objective of your own."""
 
     @model_validator(mode="after")
     def _one_sharpness(self):
         if self.k is not None and self.kappa is not None:
             raise ValueError(
-                "give k (per unit of reward) or kappa (per standard deviation), not both"
+                "set either k (per unit of reward) or kappa (per standard deviation), not both"
             )
         return self
 
 
 @settings
-class Prior:
-    kind: Literal[
-        "running_mean", "constant", "sft", "sft_per_prompt", "first_frame", "empirical_bayes"
-    ] = "running_mean"
-    """sft: the starting model's mean reward; first_frame: the still picture's; empirical_bayes: learnt from the groups, k of RAS too."""
-    value: Annotated[float, Field(allow_inf_nan=False)] | None = None
+class PriorConfig:
+    name: _names("prior") = "running_mean"
+    """Source of R_prior. sft: the starting model's mean reward; first_frame: the reward of the conditioning image."""
+    value: Finite | None = None
     """The constant, in units of the reward."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Weight of the past in the running mean and in the moments of empirical_bayes."""
+    momentum: Decay = 0.9
+    """Weight of the past in running_mean and empirical_bayes."""
     samples: Count = 4
-    """Samples a prompt from which SFT rewards are computed."""
+    """Samples per prompt from which sft and sft_per_prompt are computed."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of a prior of your own."""
 
     @model_validator(mode="after")
-    def _has_value(self):
-        if (self.kind == "constant") != (self.value is not None):
-            raise ValueError("prior.value goes with prior.kind=constant, and only with it")
+    def _value_of_constant(self):
+        if (self.name == "constant") != (self.value is not None):
+            raise ValueError("prior.value must be set for prior.name=constant, and for it only")
         return self
 
 
 @settings
-class Optimiser:
+class OptimiserConfig:
     learning_rate: Positive = 1e-5
-    """Of AdamW."""
+    """Learning rate of AdamW."""
     weight_decay: NonNegative = 0.0
-    """Of AdamW."""
-    beta1: Share = 0.9
-    """Of AdamW."""
-    beta2: Share = 0.999
-    """Of AdamW."""
+    """Weight decay of AdamW."""
+    beta1: Fraction = 0.9
+    """First decay rate of AdamW."""
+    beta2: Fraction = 0.999
+    """Second decay rate of AdamW."""
     max_grad_norm: Positive = 1.0
-    """Gradients are scaled down to this norm."""
+    """Gradients are clipped to this norm."""
     updates: Count = 1
-    """Optimiser steps an iteration, each on its share of the prompts; the first is exactly on-policy."""
+    """Optimiser steps per iteration, each on its share of the prompts. The first is exactly on-policy."""
     epochs: Count = 1
-    """Passes over an iteration's samples."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay an iteration of the averaged weights that are evaluated and saved; 0: none."""
+    """Passes over the samples of an iteration."""
+    ema_decay: Decay = 0.0
+    """Decay per iteration of the averaged weights, which are evaluated and exported. 0: no averaging."""
 
 
 @settings
-class Evaluation:
+class EvaluationConfig:
     prompts: str | None = None
-    """Like `prompts`; null: the training prompts."""
+    """Evaluation prompts, in the same form as `prompts`. null: the training prompts."""
     every: Count | None = None
-    """Iterations between evaluations; null: before the first and after the last only."""
+    """Iterations between evaluations. null: only before the first and after the last."""
     samples: Count = 4
-    """A prompt, from noise hashed from the prompt."""
+    """Samples per prompt, from noise that depends on the prompt only."""
     steps: Count = 16
     """ODE steps."""
     held_out: Rewards = field(default_factory=list)
-    """A reward that the policy is not trained on, or a list of several."""
-    oracle: bool | Literal["digits"] = False
-    """Also measure with what knows the truth: true, the oracle of the shapes world; digits, the judge of handwriting."""
+    """One or several rewards that the policy is not trained on."""
+    metrics: Annotated[list[_names("metric")], BeforeValidator(_as_list)] = field(
+        default_factory=list
+    )
+    """Further metrics: the oracle of an embedded world, or module:attribute for your own."""
 
 
 @settings
 class Config:
-    generator: Generator
+    generator: GeneratorConfig
     reward: Annotated[Rewards, Field(min_length=1)]
-    """One, or a list of several: their scaled values are added."""
+    """One reward, or a list: their scaled values are added."""
     prompts: str
-    """Text file, JSON lines (`prompt`, for image-to-video `image`) or dataset (`owner/name:split:column`): see prompts.read_prompts."""
-    sampling: Sampling = field(default_factory=Sampling)
-    objective: Objective = field(default_factory=Objective)
-    prior: Prior = field(default_factory=Prior)
-    optimiser: Optimiser = field(default_factory=Optimiser)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    """Text file, JSON lines (`prompt` and, for image-to-video, `image`) or dataset: see bpgo.prompts.read_prompts."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     iterations: Count = 100
-    """Rollouts followed by updates."""
+    """Rollouts, each followed by its updates."""
     groups: Count = 8
-    """Prompts an iteration, over all processes."""
+    """Prompts per iteration, N, over all processes."""
     group_size: Annotated[int, Field(ge=2)] = 12
-    """Samples a prompt, G."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Of prompts, steps and noise."""
+    """Samples per prompt, G."""
+    seed: Natural = 0
+    """Seed of prompts, trained steps and noise."""
     precision: Literal["no", "bf16"] = "no"
-    """Autocast of the transformer."""
+    """Autocast precision of the transformer."""
     checkpoint_every: Count = 25
     """Iterations between checkpoints."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    """Beside metrics.jsonl, which is always written."""
+    """Experiment tracker, in addition to metrics.jsonl, which is always written."""
     guards: bool = True
-    """Warn when a run stagnates, follows single samples or games its reward: see bpgo.guards. Nothing else changes."""
+    """Warn about stagnation, concentration on single samples and reward hacking (bpgo.guards). Changes nothing else."""
 
     @field_validator("precision", mode="before")
     @classmethod
-    def _no_is_a_word(cls, value):
-        return "no" if value is False else value  # what YAML makes of it
+    def _yaml_reads_no_as_false(cls, value):
+        return "no" if value is False else value
 
     @model_validator(mode="after")
-    def _updates_fit(self):
-        if self.groups % self.optimiser.updates:
-            raise ValueError(
-                f"groups={self.groups} cannot be split over optimiser.updates={self.optimiser.updates}"
-            )
+    def _groups_divide(self):
+        from bpgo.batching import check_divisible
+
+        check_divisible(self)
         return self
 
     @model_validator(mode="after")
     def _one_source_of_sharpness(self):
         given = [name for name in ("k", "kappa") if getattr(self.objective, name) is not None]
-        if self.prior.kind == "empirical_bayes" and given:
+        if self.prior.name == "empirical_bayes" and given:
             raise ValueError(
-                f"prior.kind=empirical_bayes works out the sharpness of RAS itself: set objective.{given[0]}=null"
+                f"prior.name=empirical_bayes determines the sharpness of RAS itself: "
+                f"set objective.{given[0]}=null"
             )
         return self
 
 
-def read_config(preset: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """A preset (a YAML file, or the name of one in bpgo/presets) with `key.path=value` overrides, validated.
+# ------------------------------------------------------------------------------------ reading
 
-    Values are YAML: `objective.alpha=0.3`, `evaluation.held_out=null`. Raises ConfigError, FileNotFoundError.
+
+def read_config(preset: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The validated settings of a preset with `key.path=value` overrides.
+
+    preset: a YAML file, or the name of a shipped preset. The values of overrides are YAML:
+    `objective.alpha=0.3`, `evaluation.held_out=null`. Raises ConfigError or FileNotFoundError.
     """
-    place = next((p for p in (Path(preset), PRESETS / f"{preset}.yaml") if p.is_file()), None)
-    if place is None:
-        raise FileNotFoundError(
-            f"no preset {str(preset)!r}: give a YAML file or one of {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}"
-        )
-    tree = _parse(place.read_text(), str(place)) or {}
+    file = find_preset(preset)
+    tree = _parse(file.read_text(encoding="utf-8"), str(file)) or {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{place} holds no settings: write lines of `key: value`")
+        raise ConfigError(f"{file} has no settings: write lines of `key: value`")
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(f"{override!r} is not an override: write key=value")
-        *parents, leaf = key.strip().split(".")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-            if isinstance(branch, list) and len(branch) == 1:
-                branch = branch[0]
-            if not isinstance(branch, dict):
-                raise ConfigError(f"{key!r}: {parent} is {branch!r}, it has no settings below it")
-        branch[leaf] = _parse(value, override)
+        _override(tree, override)
     return build_config(tree)
 
 
-def _parse(text: str, place: str):
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{place} is not YAML: {error}") from None
+def find_preset(preset: str | Path) -> Path:
+    """The YAML file of a preset. Raises FileNotFoundError with the shipped names."""
+    for file in (Path(preset).expanduser(), PRESETS / f"{preset}.yaml"):
+        if file.is_file():
+            return file
+    names = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
+    raise FileNotFoundError(f"no preset {str(preset)!r}: give a YAML file or one of {names}")
+
+
+def list_presets() -> dict[str, str]:
+    """Name and first comment line of every shipped preset."""
+    first_lines = {
+        file.stem: file.read_text(encoding="utf-8").partition("\n")[0]
+        for file in sorted(PRESETS.glob("*.yaml"))
+    }
+    return {name: line.lstrip("# ").strip() for name, line in first_lines.items()}
 
 
 def build_config(tree: dict) -> Config:
-    """Config of a nested dict. Raises ConfigError with every fault found, unknown keys with the nearest known one."""
+    """Config of a nested dict. Raises ConfigError that lists every fault found."""
     try:
-        return TypeAdapter(Config).validate_python(tree)
+        return TypeAdapter(Config).validate_python(_with_new_names(tree))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
 
 
+def _override(tree: dict, override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{override!r} is not an override: write key=value")
+    *parents, leaf = key.strip().split(".")
+    branch = tree
+    for parent in parents:
+        branch = branch.setdefault(parent, {})
+        if isinstance(branch, list) and len(branch) == 1:
+            branch = branch[0]
+        if not isinstance(branch, dict):
+            raise ConfigError(f"{key!r}: {parent} is {branch!r}, which has no settings below it")
+    branch[leaf] = _parse(value, override)
+
+
+def _parse(text: str, source: str):
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {error}") from None
+
+
+def _with_new_names(tree: dict) -> dict:
+    """Settings of earlier versions under their present names, each with a warning."""
+    tree = dict(tree)
+    objective, prior = tree.get("objective"), tree.get("prior")
+    if isinstance(objective, dict) and objective.get("name") == "bgpo":
+        warnings.warn("objective.name=bgpo is now called teleboost", stacklevel=3)
+        tree["objective"] = objective | {"name": "teleboost"}
+    if isinstance(prior, dict) and "kind" in prior and "name" not in prior:
+        warnings.warn("prior.kind is now called prior.name", stacklevel=3)
+        tree["prior"] = {"name" if key == "kind" else key: v for key, v in prior.items()}
+    return tree
+
+
 def _explain(error: dict) -> str:
+    """One line of plain English for one of pydantic's errors."""
     key = ".".join(part for part in error["loc"] if isinstance(part, str))
     if error["type"] == "unexpected_keyword_argument":
-        known = flatten(Config)
-        near = get_close_matches(
-            key, [*known, *{name.rpartition(".")[0] for name in known}], 1, 0.5
-        )
-        return f"unknown setting {key!r}: " + (
-            f"did you mean {near[0]!r}?" if near else "`python -m bpgo settings` lists all"
-        )
+        from bpgo.settings import list_settings
+
+        known = [setting.name for setting in list_settings()]
+        groups = {name.rpartition(".")[0] for name in known} - {""}
+        near = get_close_matches(key, [*known, *groups], 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else "`bpgo settings` lists them all"
+        return f"unknown setting {key!r}: {hint}"
     if error["type"] == "missing":
         return f"{key} must be given"
     if error["type"] == "value_error":
@@ -326,27 +386,11 @@ def _explain(error: dict) -> str:
     return f"{key} = {error['input']!r}: {error['msg']}"
 
 
-def flatten(kind: type, prefix: str = "") -> dict[str, str]:
-    """Dotted name of every setting below a dataclass, with its documentation."""
-    documented = {name: (info.description or "") for name, info in kind.__pydantic_fields__.items()}
-    hints, names = get_type_hints(kind), {}
-    for f in fields(kind):
-        inner = next(
-            (
-                t
-                for t in (hints[f.name], *getattr(hints[f.name], "__args__", ()))
-                if is_dataclass(t)
-            ),
-            None,
-        )
-        names |= (
-            flatten(inner, f"{prefix}{f.name}.") if inner else {prefix + f.name: documented[f.name]}
-        )
-    return names
+# ----------------------------------------------------------------------------------- comparing
 
 
 def to_dict(config: Config) -> dict:
-    """Nested dict of plain values, as read_config takes it."""
+    """Nested dict of plain values, as `build_config` takes it."""
     return asdict(config)
 
 

@@ -65,7 +65,7 @@ tags: [bpgo, grpo, {"lora" if g.lora_rank else "full-weights"}]
 
 {loading}
 
-- Objective: {o.name} ({settings}), prior {config.prior.kind}; arXiv 2511.18919.
+- Objective: {o.name} ({settings}), prior {config.prior.name}; arXiv 2511.18919.
 - Reward: {rewards}.
 - Prompts: {config.prompts}; {config.iterations} iterations of {config.groups} groups of {config.group_size}, seed {config.seed}.
 - All settings are in the run's `config.json`.

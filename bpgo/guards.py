@@ -53,7 +53,7 @@ def stagnation(metrics: list[dict]) -> str | None:
     if weight < WEAK and all(line["weight_max"] < 1 for line in recent):
         return (
             f"RAS has weighted down every group of the last {WINDOW} iterations, by {1 - weight:.0%}, because the prior ({prior:.4g}) "
-            f"lies above all of them (mean reward {reward:.4g}). Lower it: prior.kind=running_mean follows the reward"
+            f"lies above all of them (mean reward {reward:.4g}). Lower it: prior.name=running_mean follows the reward"
         )
     if flat > 0.5:
         return (

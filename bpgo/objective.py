@@ -141,7 +141,7 @@ def bpgo(
     return weighted._replace(auxiliary=sharpened.auxiliary, transformed=sharpened.transformed)
 
 
-def bgpo(
+def teleboost(
     rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float
 ) -> Advantages:
     """The institute's published variant, which differs from the paper: for comparison, never the default.
@@ -169,7 +169,7 @@ OBJECTIVES: dict[str, Callable[..., Advantages]] = {
     "ras": ras,
     "crt": crt,
     "bpgo": bpgo,
-    "bgpo": bgpo,
+    "teleboost": teleboost,
 }
 
 

@@ -109,7 +109,7 @@ def first_frame_rewards(
     images, table = images_of(prompts), {}
     if images is None:
         raise ValueError(
-            "prior.kind=first_frame is for image-to-video, and these prompts carry no images: use sft or running_mean"
+            "prior.name=first_frame is for image-to-video, and these prompts carry no images: use sft or running_mean"
         )
     for start in range(0, len(prompts), chunk):
         part = prompts[start : start + chunk]

@@ -33,7 +33,7 @@ objectives: list = [
     "ras",
     "crt",
     "bpgo",
-]  # any of these, and bgpo, the institute's variant (notebook 6)
+]  # any of these, and teleboost, the institute's variant (notebook 6)
 seeds: list = [0]  # one run of each objective for each
 iterations: int = 20  # rollouts followed by updates
 evaluate_every: int = 10  # iterations between evaluations
@@ -249,7 +249,7 @@ print("alpha = 0 and beta = 0: the same advantages")
 # - RAS trusts groups with a high mean reward, for whatever reason it is high.
 # - Differences need several seeds.
 #
-# **Vary** `seeds`, `iterations` (100 in the preset), `objective.kappa`, `objective.lam`, `prior.kind`. **Where it breaks:** shapes dissolve while rewards rise (golden, above), more in a long run, and diversity falls: watch `distance`; with another scale of reward, `lam` means something else; this model is tiny and what holds here need not hold for FLUX.1-dev.
+# **Vary** `seeds`, `iterations` (100 in the preset), `objective.kappa`, `objective.lam`, `prior.name`. **Where it breaks:** shapes dissolve while rewards rise (golden, above), more in a long run, and diversity falls: watch `distance`; with another scale of reward, `lam` means something else; this model is tiny and what holds here need not hold for FLUX.1-dev.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): group advantage (1), RAS (2, 3), CRT (4), objective (5).

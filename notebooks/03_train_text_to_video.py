@@ -33,7 +33,7 @@ objectives: list = [
     "ras",
     "crt",
     "bpgo",
-]  # any of these, and bgpo, the institute's variant (notebook 6)
+]  # any of these, and teleboost, the institute's variant (notebook 6)
 seeds: list = [0]  # one run of each objective for each
 iterations: int = 12  # rollouts followed by updates
 evaluate_every: int = 6  # iterations between evaluations
@@ -242,7 +242,7 @@ if "accuracy" in before.scores:  # where there is an oracle
 # - One reward mixes accuracy, motion and looks; judges that keep them apart show what improved, and at what cost.
 # - Against a prior that stands still, progress would look like trust.
 #
-# **Vary** `seeds`, `iterations` (100 in the preset), `prior.kind`, `sampling.window_range` (which denoising steps get noise, and so are trained), `generator.guidance` (how strongly the prompt pulls; above 1 each step calls the model twice). **Where it breaks:** shapes blur in a long run, as in notebook 2; the reward sees four of nine frames, and not what happens between; nine frames of 32 pixels say little about 81 of 480p.
+# **Vary** `seeds`, `iterations` (100 in the preset), `prior.name`, `sampling.window_range` (which denoising steps get noise, and so are trained), `generator.guidance` (how strongly the prompt pulls; above 1 each step calls the model twice). **Where it breaks:** shapes blur in a long run, as in notebook 2; the reward sees four of nine frames, and not what happens between; nine frames of 32 pixels say little about 81 of 480p.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): group advantage (1), RAS (2, 3), CRT (4), objective (5).

@@ -34,7 +34,7 @@ objectives: list = [
     "ras",
     "crt",
     "bpgo",
-]  # any of these, and bgpo, the institute's variant (notebook 6)
+]  # any of these, and teleboost, the institute's variant (notebook 6)
 seeds: list = [0]  # one run of each objective for each
 iterations: int = 12  # rollouts followed by updates
 low_noise_iterations: int = 6  # of the run that trains the expert of low noise
@@ -311,7 +311,7 @@ for name, rows in (("stays still", stays), ("others", ~stays)):
 # - A held-out reward that sees no more than the trained one cannot catch a loss that neither sees.
 # - A first-frame prior is low where words name a motion. It finds clear prompts here, for a reason that has little to do with how reliable their rewards are.
 #
-# **Vary** `seeds`, `iterations` (80 in the preset), `prior.kind`, `sampling.window_range` and `sampling.shift` (they decide which expert is trained). **Where it breaks:** the reward does not know the given picture, so in a long run the first frame may drift: watch `first_frame`; `sampling.shift` moves the noise levels, and an expert that is left a single step learns little.
+# **Vary** `seeds`, `iterations` (80 in the preset), `prior.name`, `sampling.window_range` and `sampling.shift` (they decide which expert is trained). **Where it breaks:** the reward does not know the given picture, so in a long run the first frame may drift: watch `first_frame`; `sampling.shift` moves the noise levels, and an expert that is left a single step learns little.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): group advantage (1), RAS (2, 3) and its first-frame prior, CRT (4), objective (5).

@@ -74,7 +74,7 @@ print(evidence.state(plan, records))
 #
 # On the right a logistic law takes the normal one's place, with the same mean and variance; the two differ by less than .023. The paper's weight $w_i = 1 + \alpha\,(2P_i - 1)$ **is then equation 2**, with $R_\mathrm{prior} = \mu$. Nothing is left to choose but $\alpha$. A "typical" group is now the mean of all prompts, clear or not. RAS with a fixed `k` is the case in which these moments are known beforehand and never change (and `k` is below $\pi\sqrt{G/3}/\sigma$, since $B \le 1$).
 #
-# We estimate $\sigma^2$ by the mean variance within groups and $\mu$ by the mean of the group means. These two and the variance of the group means are averaged as training goes: nine tenths of the past, one tenth of the new batch. $\tau^2$ is then that variance less $\sigma^2/G$, or 0 if that is negative (`prior.kind=empirical_bayes`).
+# We estimate $\sigma^2$ by the mean variance within groups and $\mu$ by the mean of the group means. These two and the variance of the group means are averaged as training goes: nine tenths of the past, one tenth of the new batch. $\tau^2$ is then that variance less $\sigma^2/G$, or 0 if that is negative (`prior.name=empirical_bayes`).
 #
 # **Before you look:** what should happen to the weights if the groups differ by no more than chance? If every reward is multiplied by ten? If $G$ grows?
 

@@ -48,7 +48,7 @@ for library in (diffusers, transformers):
     library.utils.logging.set_verbosity_error()
 folder = tempfile.TemporaryDirectory()
 trainer = Trainer(
-    read_config("t2i-tiny", [f"seed={seed}", "prior.kind=running_mean"]),
+    read_config("t2i-tiny", [f"seed={seed}", "prior.name=running_mean"]),
     folder.name,
     progress=False,
 )

@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 rate = cache(matmul_rate)
 PHASES = ("sample", "decode", "score", "update")
 # one prompt, two samples: seconds are linear in the rows
-SHORT = "groups=1 group_size=2 optimiser.updates=1 prior.kind=running_mean evaluation.prompts=null evaluation.held_out=null"
+SHORT = "groups=1 group_size=2 optimiser.updates=1 prior.name=running_mean evaluation.prompts=null evaluation.held_out=null"
 SETTINGS = {  # a variant is one of these, or several with commas between them
     "as the preset": "",
     "no checkpointing": "generator.gradient_checkpointing=false",

@@ -64,7 +64,7 @@ def test_the_tiny_preset_names_what_is_shipped(tmp_path):
     load_generator(
         config.generator.path, height=config.generator.height, width=config.generator.width
     )
-    assert (config.group_size, config.prior.kind, config.objective.alpha) == (
+    assert (config.group_size, config.prior.name, config.objective.alpha) == (
         12,
         "running_mean",
         0.5,
@@ -108,7 +108,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(preset, override, says):
         ("objective.alpha=.nan", "objective.alpha = nan"),
         ("objective.alpha=[1]", "objective.alpha = [1]"),
         ("objective.clip_range=0", "objective.clip_range = 0: Input should be greater than 0"),
-        ("objective.name=ppo", "'grpo', 'ras', 'crt', 'bpgo' or 'bgpo'"),
+        ("objective.name=ppo", "'grpo', 'ras', 'crt', 'bpgo' or 'teleboost'"),
         (
             "optimiser.learning_rate=.inf",
             "optimiser.learning_rate = inf: Input should be a finite number",
@@ -116,10 +116,10 @@ def test_an_unknown_key_is_refused_with_the_nearest(preset, override, says):
         ("optimiser.learning_rate=-1e-4", "optimiser.learning_rate = "),
         ("optimiser.ema_decay=1", "optimiser.ema_decay = 1: Input should be less than 1"),
         ("optimiser.updates=3", "groups=8 cannot be split over optimiser.updates=3"),
-        ("prior.kind=constant", "prior.value goes with prior.kind=constant"),
-        ("prior.value=1.0", "prior.value goes with prior.kind=constant"),
+        ("prior.name=constant", "prior.value goes with prior.name=constant"),
+        ("prior.value=1.0", "prior.value goes with prior.name=constant"),
         (
-            "prior={kind: constant, value: .inf}",
+            "prior={name: constant, value: .inf}",
             "prior.value = inf: Input should be a finite number",
         ),
         ("generator=tiny-flux", "generator = 'tiny-flux'"),
@@ -370,10 +370,10 @@ def test_a_range_without_a_window_is_refused():
 def test_the_sharpness_of_ras_has_one_source():
     with pytest.raises(
         ConfigError,
-        match=r"prior.kind=empirical_bayes works out the sharpness of RAS itself: set objective.kappa=null",
+        match=r"prior.name=empirical_bayes works out the sharpness of RAS itself: set objective.kappa=null",
     ):
-        read_config("t2i-tiny", ["prior.kind=empirical_bayes"])
+        read_config("t2i-tiny", ["prior.name=empirical_bayes"])
     assert (
-        read_config("t2i-tiny", ["prior.kind=empirical_bayes", "objective.kappa=null"]).prior.kind
+        read_config("t2i-tiny", ["prior.name=empirical_bayes", "objective.kappa=null"]).prior.name
         == "empirical_bayes"
     )

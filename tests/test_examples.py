@@ -407,7 +407,7 @@ def test_an_objective_by_way_of_weigh_can_be_gone_on_with(example, tmp_path):
         "groups=2",
         "objective.name=ras",
         "objective.k=3",
-        "prior={kind: constant, value: 0}",
+        "prior={name: constant, value: 0}",
         "optimiser={learning_rate: 0.01}",
         "evaluation={samples: 1, steps: 2}",
     ]

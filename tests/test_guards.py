@@ -131,7 +131,7 @@ def make(tiny_folder, tmp_path):
             "groups": 2,
             "group_size": 2,
             "iterations": 2 * guards.WINDOW,
-            "prior": {"kind": "constant", "value": 100.0},
+            "prior": {"name": "constant", "value": 100.0},
             "sampling": {"steps": 2, "shift": 1.0, "noise_level": 0.7},
             "evaluation": {"samples": 1, "steps": 2},
         }

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from bpgo.__main__ import main
-from bpgo.config import Reward
+from bpgo.config import RewardConfig
 from bpgo.files import SHIPPED, cached_snapshot, check_weights
 from bpgo.generators import load_generator
 from bpgo.preflight.published import damage, needed, present, weight
@@ -115,7 +115,7 @@ def test_so_is_one_that_transformers_fetches_and_one_in_a_process_of_its_own(hub
         load_reward("pickscore")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(OSError, match=rf"reward 'hpsv2': someone/thing is neither .*{COMMAND}"):
-        load_rewards([Reward(name="hpsv2", path="someone/thing", process=True)])
+        load_rewards([RewardConfig(name="hpsv2", path="someone/thing", process=True)])
 
 
 @pytest.fixture

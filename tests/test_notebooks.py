@@ -368,7 +368,7 @@ def test_a_study_trains_in_two_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     overrides = [
         f"evaluation.prompts={words}",
-        "evaluation.oracle=false",
+        "evaluation.metrics=[]",
         "evaluation.held_out=null",
     ]
     done = subprocess.run(

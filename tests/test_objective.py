@@ -289,9 +289,9 @@ def test_published_crt_is_almost_a_binary_label_at_the_scale_of_clip_rewards():
 
 
 def test_published_values_of_the_institutes_variant():
-    made = objective.bgpo(torch.tensor([[0.1, 0.3, 0.5]], dtype=torch.float64), 0.65, **SETTINGS)
+    made = objective.teleboost(torch.tensor([[0.1, 0.3, 0.5]], dtype=torch.float64), 0.65, **SETTINGS)
     assert [round(v, 2) for v in made.transformed[0].tolist()] == [-1.39, -2.70, -1.97]
-    made = objective.bgpo(torch.tensor([[-3.0, 0.0]], dtype=torch.float64), 0.0, **SETTINGS)
+    made = objective.teleboost(torch.tensor([[-3.0, 0.0]], dtype=torch.float64), 0.0, **SETTINGS)
     assert round(made.transformed[0, 0].item(), 1) == 159.5
 
 
@@ -359,7 +359,7 @@ def test_the_institutes_variant_is_the_posterior_of_a_normal_mean(kind, alpha):
     """Mean and variance of the posterior from Bayes' rule on a grid of values, not from the conjugate formula."""
     r = rewards_of(7) * 0.1
     prior = priors_for(r)[kind]
-    made = objective.bgpo(torch.tensor(r), given_as_tensor(prior), **{**SETTINGS, "alpha": alpha})
+    made = objective.teleboost(torch.tensor(r), given_as_tensor(prior), **{**SETTINGS, "alpha": alpha})
     p = as_table(prior, r)
     t = (50 * (r - p) + (r > p)) / (1 + np.exp(-r / 5)) * r
     assert_equal_to(made.transformed, t)
@@ -710,7 +710,7 @@ def test_alpha_outside_0_to_1_is_refused(alpha):
     for function in (
         lambda: ras_weights(r, 0.5, alpha),
         lambda: objective.bpgo(r, 0.5, **{**SETTINGS, "alpha": alpha}),
-        lambda: objective.bgpo(r, 0.5, **{**SETTINGS, "alpha": alpha}),
+        lambda: objective.teleboost(r, 0.5, **{**SETTINGS, "alpha": alpha}),
     ):
         with pytest.raises(ValueError, match=f"alpha.*{alpha}"):
             function()

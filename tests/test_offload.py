@@ -149,7 +149,7 @@ def test_running_out_of_memory_while_loading_or_saving_names_what_to_change(
     def full(*given, **named):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    config = read_config(presets["t2i"], ["iterations=1", "prior.kind=running_mean"])
+    config = read_config(presets["t2i"], ["iterations=1", "prior.name=running_mean"])
     for place, name in (
         (trainer_module, "load_policy"),
         (trainer_module, "load_rewards"),

@@ -86,7 +86,7 @@ def presets(tiny_folder, clip_folder, wan_folder, wan_i2v_folder, video_reward, 
                 "max_grad_norm": 1e9,
             },
             "objective": {"name": "bpgo", "kappa": 1.0},
-            "prior": {"kind": "sft", "samples": 1} if task != "i2v" else {"kind": "first_frame"},
+            "prior": {"name": "sft", "samples": 1} if task != "i2v" else {"kind": "first_frame"},
             "evaluation": {"samples": 1, "steps": 2},
         }
         (folder / f"{task}.yaml").write_text(yaml.safe_dump(tree))
@@ -335,7 +335,7 @@ def test_a_reward_that_fails_in_one_process_ends_all(presets, tmp_path, how):
         "--output",
         tmp_path / "run",
         "reward.name=test",
-        "prior.kind=running_mean",
+        "prior.name=running_mean",
     ]
     (code, said), (failed, why) = runs.together(
         2, tree, tmp_path / "log", *how, nan_in_the_second_process

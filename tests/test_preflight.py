@@ -522,9 +522,9 @@ def test_memory_grows_with_the_group_by_the_rollout_only(tmp_path, sizes):
                 "sampling.micro_batch=4",
                 "sampling.steps=4",
                 "optimiser.updates=1",
-                "prior.kind=running_mean",
+                "prior.name=running_mean",
                 "evaluation.held_out=[]",
-                "evaluation.oracle=false",
+                "evaluation.metrics=[]",
             ],
         )
         trainer = Trainer(config, tmp_path / str(size), progress=False)
@@ -719,7 +719,7 @@ def test_a_disk_without_room_is_told(empty_cache, monkeypatch):
 TOO_LITTLE = {  # what is too large -> the setting that is named first
     "the update": (
         "t2i-tiny",
-        ["prior.kind=running_mean"],
+        ["prior.name=running_mean"],
         20_000_000,
         "generator.gradient_checkpointing=true",
     ),
@@ -836,7 +836,7 @@ def test_the_time_beside_the_iterations_is_that_of_the_samples_that_are_drawn(
         "iterations": 5,
         "sampling": {"steps": 2, "shift": 1.0, "noise_level": 0.7},
         "evaluation": {"samples": 3, "steps": 4, "every": every},
-        "prior": {"kind": "sft", "samples": 2},
+        "prior": {"name": "sft", "samples": 2},
     }
     config, prompts, passes, velocity = (
         build_config(tree),

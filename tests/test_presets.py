@@ -64,7 +64,7 @@ def test_the_paper_s_values_stand_in_it(preset):
     assert (
         c.generator.path,
         c.group_size,
-        c.prior.kind,
+        c.prior.name,
         *(r.name for r in c.reward),
         held_out,
     ) == expected

@@ -591,7 +591,7 @@ def test_the_export_makes_the_same_pictures_in_plain_diffusers(make, tiny_folder
         lora,
         lora,
     )
-    o, kind = trainer.config.objective, trainer.config.prior.kind
+    o, kind = trainer.config.objective, trainer.config.prior.name
     assert (
         f"- Objective: bpgo (alpha {o.alpha:g}, beta {o.beta:g}, lambda {o.lam:g}, k" in card
         and f"), prior {kind};" in card
@@ -641,9 +641,9 @@ def test_without_ras_and_crt_bpgo_is_grpo_bit_for_bit(make):
 
 def test_the_objectives_do_differ(make):
     moved = {}
-    for name in ("grpo", "ras", "crt", "bpgo", "bgpo"):
+    for name in ("grpo", "ras", "crt", "bpgo", "teleboost"):
         trainer = make(
-            objective={"name": name, "kappa": 3.0}, prior={"kind": "constant", "value": 0.3}
+            objective={"name": name, "kappa": 3.0}, prior={"name": "constant", "value": 0.3}
         )
         trainer.step()
         moved[name] = torch.cat([p.flatten() for p in weights(trainer).values()])
@@ -837,7 +837,7 @@ def test_the_settings_that_cannot_be_are_refused(make, tree):
 
 
 def test_the_running_mean_is_the_mean_of_the_past(make):
-    trainer = make(prior={"kind": "running_mean", "momentum": 0.75})
+    trainer = make(prior={"name": "running_mean", "momentum": 0.75})
     log = [trainer.step() for _ in range(3)]
     rewards = [row["reward"] for row in log]
     second = rewards[0]
@@ -846,7 +846,7 @@ def test_the_running_mean_is_the_mean_of_the_past(make):
 
 
 def test_a_constant_prior_is_that_constant(make):
-    trainer = make(prior={"kind": "constant", "value": 0.625})
+    trainer = make(prior={"name": "constant", "value": 0.625})
     assert [trainer.step()["prior"] for _ in range(2)] == [0.625, 0.625]
 
 
@@ -866,7 +866,7 @@ def calls(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("kind", ["sft", "sft_per_prompt"])
 def test_an_sft_prior_is_the_mean_reward_of_the_start_and_is_kept(make, calls, kind):
-    options = {"prior": {"kind": kind, "samples": 3}, "iterations": 1}
+    options = {"prior": {"name": kind, "samples": 3}, "iterations": 1}
     trainer = make(**options)
     assert calls.count > 0
     e, shift = trainer.config.evaluation, trainer.config.sampling.shift
@@ -889,7 +889,7 @@ def test_an_sft_prior_is_the_mean_reward_of_the_start_and_is_kept(make, calls, k
 
 
 def test_reference_rewards_are_computed_anew_for_other_weights_rewards_and_prompts(make, calls):
-    trainer = make(prior={"kind": "sft", "samples": 1})
+    trainer = make(prior={"name": "sft", "samples": 1})
     before = reference_rewards(trainer.config, trainer.policy, trainer.reward, trainer.prompts)
 
     def asks(reward=trainer.reward, prompts=trainer.prompts):
@@ -907,7 +907,7 @@ def test_reference_rewards_are_computed_anew_for_other_weights_rewards_and_promp
 
 def test_a_prior_of_the_start_survives_a_resume(make, calls, tmp_path):
     options = {
-        "prior": {"kind": "sft", "samples": 2},
+        "prior": {"name": "sft", "samples": 2},
         "output": tmp_path / "run",
         "checkpoint_every": 1,
         "iterations": 3,

@@ -214,10 +214,10 @@ def presets(trees, video_reward_folder, tmp_path_factory):
         "optimiser": {"ema_decay": 0.5},
     }
     own = {
-        "t2v": {"prompts": str(folder / "t2v.txt"), "prior": {"kind": "running_mean"}},
+        "t2v": {"prompts": str(folder / "t2v.txt"), "prior": {"name": "running_mean"}},
         "i2v": {
             "prompts": str(folder / "i2v.jsonl"),
-            "prior": {"kind": "first_frame"},
+            "prior": {"name": "first_frame"},
             "sampling": {"window": 1},
         },
     }
@@ -453,7 +453,7 @@ def test_two_processes_take_the_step_of_one(presets, tmp_path):
 
 def test_the_first_frame_prior_is_the_reward_of_a_still_video(make, video_reward_folder):
     score = load_reward("video_clip_xl", video_reward_folder)
-    trainer = make("i2v", reward=score, prior={"kind": "first_frame"})
+    trainer = make("i2v", reward=score, prior={"name": "first_frame"})
     expected = {}
     for p in trainer.prompts:
         still = torch.stack(
@@ -476,7 +476,7 @@ def test_the_first_frame_prior_is_the_reward_of_a_still_video(make, video_reward
 
 def test_sft_rewards_of_equal_words_are_those_of_each_picture(make, monkeypatch, tmp_path):
     monkeypatch.setenv("BPGO_CACHE", str(tmp_path / "cache"))
-    trainer = make("i2v", prior={"kind": "sft_per_prompt", "samples": 2})
+    trainer = make("i2v", prior={"name": "sft_per_prompt", "samples": 2})
     assert trainer.prior.table.keys() == {p.key for p in trainer.prompts}
     e, shift = trainer.config.evaluation, trainer.config.sampling.shift
     for p in trainer.prompts:
@@ -489,7 +489,7 @@ def test_sft_rewards_of_equal_words_are_those_of_each_picture(make, monkeypatch,
         assert trainer.prior.table[p.key] == pytest.approx(found, abs=1e-5)
     again = make(
         "i2v",
-        prior={"kind": "sft_per_prompt", "samples": 2},
+        prior={"name": "sft_per_prompt", "samples": 2},
         prompts=[Prompt(p, picture(9)) for p in WORDS[:3]],
     )
     assert again.prior.table.keys().isdisjoint(
@@ -505,7 +505,7 @@ def test_a_prior_from_the_cache_leaves_the_random_numbers_as_they_are(make, monk
         return redness(pixels, prompts) + torch.rand(len(prompts))
 
     computed, cached = (
-        make("t2v", reward=noisy, prior={"kind": "sft", "samples": 1}).step() for _ in range(2)
+        make("t2v", reward=noisy, prior={"name": "sft", "samples": 1}).step() for _ in range(2)
     )
     assert computed == cached
 
@@ -602,8 +602,8 @@ def refused(presets, monkeypatch, capsys, tmp_path):
         ),
         (
             "t2v",
-            ["prior.kind=first_frame"],
-            "prior.kind=first_frame is for image-to-video, and these prompts carry no images",
+            ["prior.name=first_frame"],
+            "prior.name=first_frame is for image-to-video, and these prompts carry no images",
         ),
         ("t2v", ["prompts={i2v}"], "prompts: this Wan is text-to-video: it takes no images"),
         (
@@ -746,7 +746,7 @@ def test_a_missing_expert_is_refused_by_its_name(refused, wan_i2v_folder, tmp_pa
 def test_bench_times_videos_without_sampling_for_a_prior(presets, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("BPGO_CACHE", str(tmp_path / "cache"))
     for task in TASKS:
-        overrides = ["reward.name=video_clip_xl", *(["prior.kind=sft"] if task == "t2v" else [])]
+        overrides = ["reward.name=video_clip_xl", *(["prior.name=sft"] if task == "t2v" else [])]
         assert main(["bench", str(presets[task]), "--rounds", "1", *overrides]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "2 prompts x 3 samples, 1 rounds, 1 threads"

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from bpgo.config import Reward, build_config
+from bpgo.config import RewardConfig, build_config
 from bpgo.files import read_log
 from bpgo.rewards import RewardError, load_reward, load_rewards, submit, total
 from bpgo.rewards.worker import Worker
@@ -110,10 +110,10 @@ def test_a_reward_that_dies_is_said_to_have_died(clip_folder, pixels):
 
 def test_a_sum_is_the_sum_and_its_parts_are_named(clip_folder, image_reward_folder, pixels):
     clip, other = (
-        Reward(name="clip", path=str(clip_folder), scale=3.0),
-        Reward(name="image_reward", path=str(image_reward_folder)),
+        RewardConfig(name="clip", path=str(clip_folder), scale=3.0),
+        RewardConfig(name="image_reward", path=str(image_reward_folder)),
     )
-    again = Reward(name="clip", path=str(clip_folder), process=True)
+    again = RewardConfig(name="clip", path=str(clip_folder), process=True)
     rewards = load_rewards([clip, other, again])
     a, b = (
         load_reward("clip", clip_folder)(pixels, PROMPTS),
@@ -188,7 +188,7 @@ def test_a_run_whose_reward_hangs_ends_and_keeps_its_state(
         f"prompts={tmp_path / 'words.txt'}",
     ]
     reward = [f"reward.path={clip_folder}", "reward.process=true"]
-    alone = ["evaluation.prompts=null", "evaluation.held_out=null", "evaluation.oracle=false"]
+    alone = ["evaluation.prompts=null", "evaluation.held_out=null", "evaluation.metrics=[]"]
     command = ["train", "t2i-tiny", "--output", str(tmp_path / "run"), *size, *few, *reward, *alone]
     assert main(command) == 2
     assert (

@@ -146,7 +146,7 @@ def weights(
     """Left, the weights of training: mean over groups, and range. Right, `given` (P,) of the evaluation prompts by level; darker where
     more of a prompt's samples are right."""
     figure, [[left, right]] = plots.new_figure(1, 2, (9, 3.3))
-    for name in (name for name in logs if name in ("ras", "bpgo", "bgpo")):
+    for name in (name for name in logs if name in ("ras", "bpgo", "teleboost")):
         steps = runs.curve(logs[name], "metrics", "weight_mean")[0]
         low, mean, high = (
             runs.curve(logs[name], "metrics", f"weight_{part}")[1].mean(0)

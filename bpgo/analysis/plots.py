@@ -23,7 +23,7 @@ METHODS: dict[str, dict[str, object]] = {
     "ras": {"label": "RAS", "color": "#0072B2", "linestyle": "--", "marker": "s"},
     "crt": {"label": "CRT", "color": "#E69F00", "linestyle": "-.", "marker": "^"},
     "bpgo": {"label": "BPGO", "color": "#D55E00", "linestyle": (0, (9, 2)), "marker": "D"},
-    "bgpo": {"label": "BGPO", "color": "#CC79A7", "linestyle": ":", "marker": "v"},
+    "teleboost": {"label": "TeleBoost", "color": "#CC79A7", "linestyle": ":", "marker": "v"},
 }
 
 

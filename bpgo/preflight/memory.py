@@ -321,7 +321,7 @@ def flops_beside(
     e = config.evaluation
     times = -(-config.iterations // (e.every or config.iterations)) + 1
     reference = (
-        training * config.prior.samples * processes if config.prior.kind.startswith("sft") else 0
+        training * config.prior.samples * processes if config.prior.name.startswith("sft") else 0
     )
     return _pass(config, p) * e.steps * (times * evaluation * e.samples + reference)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bpgo.analysis.statistics import Interval, bootstrap_mean
-from bpgo.config import Reward, build_config, differences, read_config, to_dict
+from bpgo.config import RewardConfig, build_config, differences, read_config, to_dict
 from bpgo.files import read_log
 from bpgo.records import CHECKOUT, aligned
 from bpgo.rewards import REWARDS
@@ -196,7 +196,7 @@ def _same(path: str, hub_id: str | None) -> bool:
     return Path(path).name == Path(hub_id or "").name
 
 
-def _identity(reward: Reward) -> tuple[str, bool, float]:
+def _identity(reward: RewardConfig) -> tuple[str, bool, float]:
     """Name, whether the weights are the published ones, and scale."""
     theirs = REWARDS[reward.name][2] if reward.name in REWARDS else None
     return reward.name, reward.path is None or _same(reward.path, theirs), reward.scale

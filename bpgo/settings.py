@@ -1,0 +1,73 @@
+"""The list that `bpgo settings` prints: each setting, what it may be, its default and its meaning."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+from pydantic import TypeAdapter
+
+from bpgo.config import Config
+
+BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+WORDS = {"string": "text", "boolean": "true | false", "array": "list", "object": "mapping"}
+
+
+class Setting(NamedTuple):
+    """name: dotted, as in an override. allowed, default: as text. meaning: one sentence."""
+
+    name: str
+    allowed: str
+    default: str
+    meaning: str
+
+
+def list_settings() -> list[Setting]:
+    """Every setting of a preset, in order of definition."""
+    schema = TypeAdapter(Config).json_schema()
+    return _below(schema, schema, "")
+
+
+def format_settings() -> str:
+    """The settings as text, two lines each: name, allowed values and default; then the meaning."""
+    lines = []
+    for s in list_settings():
+        lines += [f"{s.name} = {s.default}    [{s.allowed}]", f"    {s.meaning}"]
+    return "\n".join(lines)
+
+
+def _below(group: dict, schema: dict, prefix: str) -> list[Setting]:
+    found = []
+    for name, entry in group["properties"].items():
+        inner = _group_of(entry, schema)
+        if inner is not None:
+            found += _below(inner, schema, f"{prefix}{name}.")
+            continue
+        required = name in group.get("required", ())
+        default = "required" if required else _default(entry)
+        found.append(Setting(prefix + name, _allowed(entry), default, entry.get("description", "")))
+    return found
+
+
+def _group_of(entry: dict, schema: dict) -> dict | None:
+    """The schema of a group of settings, or of the entries of a list of groups."""
+    reference = entry.get("$ref") or entry.get("items", {}).get("$ref")
+    return schema["$defs"][reference.rpartition("/")[2]] if reference else None
+
+
+def _allowed(entry: dict) -> str:
+    if "enum" in entry:
+        return " | ".join(map(str, entry["enum"]))
+    if "anyOf" in entry:
+        return " | ".join(map(_allowed, entry["anyOf"]))
+    if entry.get("type") == "array" and "items" in entry:
+        return f"list of {_allowed(entry['items'])}"
+    bounds = [f"{sign} {entry[key]:g}" for key, sign in BOUNDS.items() if key in entry]
+    kind = entry.get("type", "anything")
+    return " ".join([WORDS.get(kind, kind), *bounds])
+
+
+def _default(entry: dict) -> str:
+    empty = {"object": {}, "array": []}.get(entry.get("type"))
+    value = entry.get("default", empty)
+    return value if isinstance(value, str) else json.dumps(value)
