@@ -1,14 +1,17 @@
-"""HPSv2 and HPSv2.1 (Wu et al. 2023, arXiv 2306.09341): a CLIP ViT-H-14 tuned on which of two pictures people chose.
+"""HPSv2 and HPSv2.1 (Wu et al. 2023, arXiv 2306.09341): a CLIP ViT-H-14 tuned on human preferences.
 
-`r = cos(picture, prompt)`, without the logit scale; upstream's tables show 100 r. Its averages over 22 generators are 0.145-0.313 for
-v2.1 and 0.236-0.279 for v2.0. Code and weights are under Apache-2.0.
-Published: `xswu/HPSv2`, `HPS_v2.1_compressed.pt` and `HPS_v2_compressed.pt`, which hold `{"state_dict": ...}` under open_clip's names; its
-tokenizer is that of `laion/CLIP-ViT-H-14-laion2B-s32B-b79K`. (Upstream's cleans prompts with ftfy first; odd unicode alone differs.)
+The reward is `cos(image, prompt)`, without the logit scale; upstream's tables show 100 times that.
+Its averages over 22 generators are 0.145-0.313 for v2.1 and 0.236-0.279 for v2.0. Code and weights
+are under Apache-2.0.
+
+`xswu/HPSv2` publishes `HPS_v2.1_compressed.pt` and `HPS_v2_compressed.pt`, which hold
+`{"state_dict": ...}` under open_clip's names. The tokenizer is that of
+`laion/CLIP-ViT-H-14-laion2B-s32B-b79K`. (Upstream's tokenizer first cleans prompts with ftfy, which
+makes a difference only for unusual Unicode.)
 """
 
 from __future__ import annotations
 
-import re
 from math import isqrt
 from pathlib import Path
 
@@ -16,13 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from bpgo.rewards.clip import MEAN, STD, fill, read_tensors
+from bpgo.rewards.clip import MEAN, STD
+from bpgo.rewards.preprocess import check_images, normalise
+from bpgo.rewards.weights import fill, read_tensors, renamed, split_attention
 from bpgo.tokenization import tokenize
 
-FILES = {"v2.1": "HPS_v2.1_compressed.pt", "v2.0": "HPS_v2_compressed.pt"}
+PUBLISHED = "xswu/HPSv2"
+V2_1, V2_0 = "HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt"
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-HEADS = 16  # of both encoders: the one number of ViT-H-14 that no tensor shows
-RENAMES = {  # open_clip's names, one after the other
+HEADS = 16  # of both encoders: the only number of ViT-H-14 that the shapes do not show
+RENAMES = {  # open_clip's names to those of transformers, one substitution after the other
     r"^visual\.proj$": "visual_projection.weight",
     r"^text_projection$": "text_projection.weight",
     r"^visual\.": "vision_model.",
@@ -42,118 +48,124 @@ RENAMES = {  # open_clip's names, one after the other
 }
 
 
-def preprocess(pixels: Tensor, side: int) -> Tensor:
-    """Longest side to `side` pixels, black at both sides of the other, then normalised. Returns (B, 3, side, side).
+def load(path: str | Path = PUBLISHED):
+    """HPSv2.1: `(model, reward)` of a folder, a .pt file or a hub id.
 
-    pixels: (B, 3, H, W) in [0, 1]. Upstream resizes float tensors, so nothing is clamped after the bicubic; antialiased, as torchvision
-    does since 0.17 (earlier versions did not: .001-.003 a pixel). Raises ValueError for another shape, such as videos.
+    `reward(pixels (B, 3, H, W) in [0, 1], prompts) -> (B,)` float32 cosines. A hub id downloads the
+    published file, and the tokenizer of ViT-H-14; a folder may hold a tokenizer. Raises ValueError
+    for a damaged or incomplete file and for another tokenizer, FileNotFoundError for a missing
+    file.
     """
-    if pixels.ndim != 4 or pixels.shape[1] != 3:
-        raise ValueError(
-            f"this reward takes pictures (batch, 3, height, width) in [0, 1], not {tuple(pixels.shape)}"
+    return _load(path, V2_1)
+
+
+def load_v2_0(path: str | Path = PUBLISHED):
+    """HPSv2, version 2.0: as `load`."""
+    return _load(path, V2_0)
+
+
+def _load(path: str | Path, published: str):
+    from huggingface_hub import hf_hub_download
+    from transformers import AutoTokenizer, CLIPModel
+
+    if isinstance(path, str) and not Path(path).exists():
+        path = hf_hub_download(path, published)
+    file = Path(path) if Path(path).is_file() else Path(path) / published
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{path} has no {published}: give the folder that holds it, the file, or a hub id"
         )
-    if (longest := max(pixels.shape[-2:])) != side:
+    weights = rename(read_tensors(file, "state_dict"))
+    try:
+        config = configuration(weights)
+    except KeyError as error:
+        raise ValueError(
+            f"{file} is not a complete HPSv2 model: {error.args[0]} is missing. Download it again"
+        ) from None
+    model = CLIPModel(config)
+    fill(model, weights, file)
+
+    folder = file.parent
+    has_tokenizer = any(folder.glob("tokenizer*"))
+    tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer else TOKENIZER)
+    text, side = model.config.text_config, model.config.vision_config.image_size
+    if (len(tokenizer), tokenizer.eos_token_id) != (text.vocab_size, text.eos_token_id):
+        # The text encoder is read at the token with the highest id.
+        raise ValueError(
+            f"the tokenizer of {folder} does not end prompts with the last of {text.vocab_size} "
+            f"tokens: use the tokenizer of {TOKENIZER}"
+        )
+
+    @torch.no_grad()
+    def score(pixels: Tensor, prompts: list[str]) -> Tensor:
+        # Upstream pads with zeros. The encoder is causal, so what follows the end changes nothing.
+        tokens = tokenize(tokenizer, prompts, text.max_position_embeddings).to(model.device)
+        images = preprocess(pixels.to(model.device, torch.float32), side)
+        out = model(**tokens, pixel_values=images)
+        return (out.image_embeds * out.text_embeds).sum(-1)
+
+    return model, score
+
+
+def preprocess(pixels: Tensor, side: int) -> Tensor:
+    """Resize the longer side to `side` pixels, pad the other with black, and normalise.
+
+    pixels: (B, 3, H, W) in [0, 1]. Returns (B, 3, side, side). Upstream resizes float tensors, so
+    the bicubic is not clamped; it is antialiased, as in torchvision since 0.17 (earlier versions
+    were not, which differs by .001-.003 per pixel). Raises ValueError for another shape, such as
+    videos.
+    """
+    check_images(pixels)
+    longest = max(pixels.shape[-2:])
+    if longest != side:
         size = [round(n * (side / longest)) for n in pixels.shape[-2:]]
         pixels = interpolate(pixels, size=size, mode="bicubic", antialias=True)
     down, right = (side - n for n in pixels.shape[-2:])
     pixels = pad(pixels, (right // 2, right - right // 2, down // 2, down - down // 2))
-    return (pixels - pixels.new_tensor(MEAN)[:, None, None]) / pixels.new_tensor(STD)[:, None, None]
+    return normalise(pixels, MEAN, STD)
 
 
 def rename(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """An open_clip state dict under the names, and in the shapes, of transformers' CLIPModel."""
     ours = {}
-    for name, tensor in theirs.items():
-        for pattern, new in RENAMES.items():
-            name = re.sub(pattern, new, name)
+    for their_name, tensor in theirs.items():
+        name = renamed(their_name, RENAMES)
         if ".in_proj_" in name:
-            ours |= {
-                name.replace("in_proj_", f"{x}_proj."): part
-                for x, part in zip("qkv", tensor.chunk(3), strict=True)
-            }
+            ours |= split_attention(name, tensor)
+        elif name.endswith("_projection.weight"):
+            ours[name] = tensor.T  # open_clip multiplies from the right
         else:
-            ours[name] = (
-                tensor.T if name.endswith("_projection.weight") else tensor
-            )  # theirs multiply from the right
+            ours[name] = tensor
     return ours
 
 
 def configuration(weights: dict[str, Tensor]):
-    """The CLIPConfig of renamed weights, read off their shapes. Raises KeyError for a missing tensor."""
+    """The CLIPConfig that fits renamed weights. Raises KeyError for a missing tensor."""
     from transformers import CLIPConfig
 
-    def encoder(prefix: str) -> dict:
-        layers = {
-            name.split(".")[3] for name in weights if name.startswith(f"{prefix}.encoder.layers.")
-        }
-        inner, width = weights[f"{prefix}.encoder.layers.0.mlp.fc1.weight"].shape
-        return dict(
-            hidden_size=width,
-            intermediate_size=inner,
-            num_hidden_layers=len(layers),
-            num_attention_heads=HEADS,
-            hidden_act="gelu",
-        )
-
+    vision, text = _encoder(weights, "vision_model"), _encoder(weights, "text_model")
     patch = weights["vision_model.embeddings.patch_embedding.weight"].shape[-1]
-    side = patch * isqrt(len(weights["vision_model.embeddings.position_embedding.weight"]) - 1)
-    words, length = (
-        len(weights[f"text_model.embeddings.{x}_embedding.weight"]) for x in ("token", "position")
-    )
+    patches = len(weights["vision_model.embeddings.position_embedding.weight"]) - 1
+    tokens = len(weights["text_model.embeddings.token_embedding.weight"])
+    length = len(weights["text_model.embeddings.position_embedding.weight"])
+    vision |= dict(image_size=patch * isqrt(patches), patch_size=patch)
+    text |= dict(vocab_size=tokens, max_position_embeddings=length)
+    text |= dict(bos_token_id=tokens - 2, eos_token_id=tokens - 1, pad_token_id=0)
     return CLIPConfig(
-        vision_config=encoder("vision_model") | dict(image_size=side, patch_size=patch),
-        text_config=encoder("text_model")
-        | dict(
-            vocab_size=words,
-            max_position_embeddings=length,
-            bos_token_id=words - 2,
-            eos_token_id=words - 1,
-            pad_token_id=0,
-        ),
+        vision_config=vision,
+        text_config=text,
         projection_dim=len(weights["text_projection.weight"]),
     )
 
 
-def load(path: str | Path, version: str = "v2.1"):
-    """`(model, reward)` of a folder, a .pt or a hub id: `reward(pixels (B, 3, H, W) in [0, 1], prompts) -> (B,)` float32 cosines.
-
-    version: v2.1 or v2.0, which file of a folder or hub id is read. A hub id downloads it, and ViT-H-14's tokenizer; a folder may hold a
-    tokenizer. Raises ValueError for a file that is damaged or not whole and for another tokenizer, FileNotFoundError for a missing file.
-    """
-    from huggingface_hub import hf_hub_download
-    from transformers import AutoTokenizer, CLIPModel
-
-    if isinstance(path, str) and not Path(path).exists():
-        path = hf_hub_download(path, FILES[version])
-    file = Path(path) if Path(path).is_file() else Path(path) / FILES[version]
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{path} has no {FILES[version]}: give the folder that holds it, the file itself, or a hub id"
-        )
-    folder, weights = file.parent, rename(read_tensors(file, "state_dict"))
-    try:
-        config = configuration(weights)
-    except KeyError as error:
-        raise ValueError(f"{file} holds no whole HPSv2 model: {error.args[0]} is missing") from None
-    model = CLIPModel(config)
-    fill(model, weights, file)
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder if any(folder.glob("tokenizer*")) else TOKENIZER
+def _encoder(weights: dict[str, Tensor], prefix: str) -> dict:
+    """The sizes of one encoder's layers."""
+    layers = f"{prefix}.encoder.layers."
+    inner, width = weights[f"{layers}0.mlp.fc1.weight"].shape
+    return dict(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=len({n.split(".")[3] for n in weights if n.startswith(layers)}),
+        num_attention_heads=HEADS,
+        hidden_act="gelu",
     )
-    text, side = model.config.text_config, model.config.vision_config.image_size
-    if (len(tokenizer), tokenizer.eos_token_id) != (
-        text.vocab_size,
-        text.eos_token_id,
-    ):  # the text is read at the highest id
-        raise ValueError(
-            f"the tokenizer of {folder} ends no prompt with the last of {text.vocab_size} tokens: use that of {TOKENIZER}"
-        )
-
-    @torch.no_grad()
-    def score(pixels: Tensor, prompts: list[str]) -> Tensor:
-        # upstream pads prompts with zeros; what stands after the end token changes nothing, since the encoder is causal
-        read = tokenize(tokenizer, prompts, text.max_position_embeddings).to(model.device)
-        out = model(**read, pixel_values=preprocess(pixels.to(model.device, torch.float32), side))
-        return (out.image_embeds * out.text_embeds).sum(-1)
-
-    return model, score
