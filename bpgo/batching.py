@@ -14,12 +14,14 @@ def check_divisible(config: Config, processes: int = 1) -> None:
     """Raise ValueError unless the groups divide evenly over updates and processes."""
     updates = config.optimiser.updates
     if config.groups % (updates * processes):
-        over = f"optimiser.updates={updates}" + (f" times {processes} processes" * (processes > 1))
+        over = f"optimiser.updates={updates}"
+        if processes > 1:
+            over += f" times {processes} processes"
         raise ValueError(f"groups={config.groups} cannot be divided evenly over {over}")
 
 
 def own_groups(groups: int, updates: int, processes: int, rank: int) -> list[int]:
-    """Indices, in range(groups), of the groups that process `rank` samples, in the order of its updates.
+    """The groups that process `rank` samples, as indices in range(groups), update by update.
 
     own_groups(8, updates=2, processes=2, rank=1) is [2, 3, 6, 7]: the second half of each update.
     """

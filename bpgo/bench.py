@@ -1,4 +1,7 @@
-"""What a training iteration costs beyond its model calls, and what BPGO costs beyond GRPO: ratios, measured side by side."""
+"""What an iteration costs beyond its model calls, and what BPGO costs beyond GRPO.
+
+Both are ratios of times that are measured side by side.
+"""
 
 from __future__ import annotations
 
@@ -11,81 +14,92 @@ from statistics import median
 
 import torch
 
-from bpgo.config import Config, Prior
-from bpgo.rollout import select
+from bpgo.config import Config, PriorConfig
+from bpgo.rollout import sample_groups, select
 from bpgo.trainer import Trainer
 
 
 def bench(config: Config, rounds: int) -> str:
-    """A table of two ratios, each the median over interleaved rounds, with the smallest and largest.
+    """A table of two ratios, each the median over interleaved rounds with the range.
 
-    1. iteration / model calls: one `Trainer.step` against the forward and backward calls of transformer, decoder and reward that it
-       makes, replayed on the same tensors with nothing around them. 2. BPGO / GRPO: one `Trainer.step` of each.
+    1. iteration / model calls: one `Trainer.step`, divided by the forward and backward calls of
+       transformer, decoder and reward that it makes, replayed on the same tensors and nothing else.
+    2. BPGO / GRPO: one `Trainer.step` of each.
     """
     with tempfile.TemporaryDirectory() as folder:
         trainers = {name: _trainer(config, name, Path(folder) / name) for name in ("grpo", "bpgo")}
-        calls = model_calls(trainers["grpo"])
-        timed: dict[str, list[float]] = {"grpo": [], "bpgo": [], "calls": []}
-        work = {"grpo": trainers["grpo"].step, "bpgo": trainers["bpgo"].step, "calls": calls}
+        work = {name: trainer.step for name, trainer in trainers.items()}
+        work["calls"] = model_calls(trainers["grpo"])
         for call in work.values():
             call()  # warm up
-        for i in range(rounds):
-            names = (
-                list(work) if i % 2 else list(work)[::-1]
-            )  # turn the order, so that drift falls on all alike
+        timed = {name: [] for name in work}
+        for number in range(rounds):
+            # The order alternates, so that drift affects all alike.
+            names = list(work) if number % 2 else reversed(work)
             for name in names:
                 timed[name].append(seconds(work[name]))
-    lines = [
-        f"{config.groups} prompts x {config.group_size} samples, {rounds} rounds, {torch.get_num_threads()} threads"
-    ]
-    for title, above, below in (
-        ("iteration / model calls", "grpo", "calls"),
-        ("BPGO / GRPO", "bpgo", "grpo"),
-    ):
-        ratios = sorted(a / b for a, b in zip(timed[above], timed[below], strict=True))
-        lines.append(f"{title:26}{median(ratios):.3f}   ({ratios[0]:.3f} .. {ratios[-1]:.3f})")
-    return "\n".join(lines)
+    threads = torch.get_num_threads()
+    head = (
+        f"{config.groups} prompts x {config.group_size} samples, {rounds} rounds, {threads} threads"
+    )
+    return "\n".join(
+        [
+            head,
+            _ratio("iteration / model calls", timed["grpo"], timed["calls"]),
+            _ratio("BPGO / GRPO", timed["bpgo"], timed["grpo"]),
+        ]
+    )
+
+
+def _ratio(title: str, above: list[float], below: list[float]) -> str:
+    ratios = sorted(a / b for a, b in zip(above, below, strict=True))
+    return f"{title:26}{median(ratios):.3f}   ({ratios[0]:.3f} .. {ratios[-1]:.3f})"
 
 
 def _trainer(config: Config, objective: str, folder: Path) -> Trainer:
-    """A trainer whose every iteration trains the same number of steps, without evaluation, checkpoints or samples for a prior."""
-    prior = Prior() if config.prior.name.startswith("sft") else config.prior
-    config = dataclasses.replace(
-        config, objective=dataclasses.replace(config.objective, name=objective), prior=prior
-    )
+    """A trainer with this objective that samples nothing for its prior."""
+    prior = PriorConfig() if config.prior.name.startswith("sft") else config.prior
+    named = dataclasses.replace(config.objective, name=objective)
+    config = dataclasses.replace(config, objective=named, prior=prior)
     return Trainer(config, folder, progress=False)
 
 
 def model_calls(trainer: Trainer) -> Callable[[], None]:
-    """The model calls of one iteration of a trainer, to be replayed: same rows, same sigmas, same order, gradients thrown away."""
-    prompts, plan, cond, rollout = trainer.collect()
-    flat = [p for p in prompts for _ in range(trainer.config.group_size)]
-    policy, parts = trainer.policy, list(trainer._micro_batches())
-    x, scores = rollout.latents, torch.randn_like(rollout.latents)
-    conds = [select(cond, part, trainer.config.group_size) for part in parts]
+    """The model calls of one iteration: same rows, sigmas and order, and gradients discarded."""
+    policy, group_size = trainer.policy, trainer.config.group_size
+    batch = trainer.draw_batch()
+    steps, prompts = batch.steps, batch.prompts_of(slice(0, len(batch.seeds)))
+    parts = []
+    for part in sample_groups(policy, batch, trainer.micro_batch):
+        cond = select(batch.cond, part.rows, group_size)
+        parts.append((part.latents, cond, torch.randn_like(part.latents)))
 
     def replay() -> None:
+        pixels = []
         with torch.no_grad():
-            for part, chosen in zip(parts, conds, strict=True):
-                for sigma in plan.sigmas[:-1]:
-                    policy.velocity(x[part], sigma, chosen)
-        pixels = torch.cat([policy.decode(x[part]) for part in parts])
-        trainer.reward(pixels, flat)
+            for x, cond, _ in parts:
+                for sigma in steps.sigmas[:-1]:
+                    policy.velocity(x, sigma, cond)
+                pixels.append(policy.decode(x))
+        trainer.reward(torch.cat(pixels), prompts)
         for _ in range(trainer.config.optimiser.epochs):
-            for part, chosen in zip(parts, conds, strict=True):
-                for i in plan.trained:
-                    policy.velocity(x[part], plan.sigmas[i], chosen).backward(scores[part])
+            for x, cond, gradient in parts:
+                for i in steps.trained:
+                    policy.velocity(x, steps.sigmas[i], cond).backward(gradient)
         trainer.optimiser.zero_grad(set_to_none=True)
 
     return replay
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Wall time of one call, the device idle before and after."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    """Wall-clock time of one call. The device is idle before and after."""
+    _synchronise()
     start = time.perf_counter()
     call()
+    _synchronise()
+    return time.perf_counter() - start
+
+
+def _synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""What a policy makes of prompts, made once for each: kept in memory, or on disk so that the encoders can leave the device for good."""
+"""The conditions of prompts: what a policy's `encode` makes of them, computed once per prompt."""
 
 from __future__ import annotations
 
@@ -11,62 +11,78 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bpgo.evaluation import encode
 from bpgo.files import write_atomic
-from bpgo.prompts import key_of
+from bpgo.prompts import images_of, key_of
+
+
+def encode(policy, prompts: list[str]) -> dict[str, Tensor]:
+    """Conditions of prompts and of the images that they carry, one row per prompt."""
+    images = images_of(prompts)
+    return policy.encode(prompts) if images is None else policy.encode(prompts, images)
 
 
 class Conditions:
-    """`conditions(prompts)`: the rows of each prompt, encoded by itself, so that its bits do not depend on its company.
+    """`conditions(prompts)` returns the conditions of prompts, one row per prompt.
 
-    folder: where each prompt's row lies, as safetensors; None keeps the rows in memory, on the policy's device.
+    Every prompt is encoded alone, so that its row has the same bits in any batch, and only once.
+    The rows are kept in memory, on the policy's device. With a folder they are kept on disk as
+    safetensors, so that the encoders can leave the device for good.
     """
 
     def __init__(self, policy, folder: Path | None = None):
-        self.policy, self.folder, self.rows = policy, folder, {}
+        self.policy, self.folder = policy, folder
+        self.rows: dict[str, dict[str, Tensor]] = {}
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, prompts: list[str]) -> dict[str, Tensor]:
         self.prepare(prompts)
-        rows = [self._read(p) if self.folder else self.rows[key_of(p)] for p in prompts]
-        return {
-            name: torch.cat([row[name] for row in rows]).to(self.policy.device) for name in rows[0]
-        }
+        rows = [self._read(prompt) for prompt in prompts]
+        device = self.policy.device
+        return {name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]}
 
     def prepare(self, prompts: list[str]) -> None:
-        """Encode what is not there yet."""
+        """Encode the prompts that have not been encoded yet."""
         for prompt in prompts:
-            if self.folder is None and key_of(prompt) not in self.rows:
-                self.rows[key_of(prompt)] = encode(self.policy, [prompt])
-            elif self.folder and not self._place(prompt).exists():
-                row = {name: value.cpu() for name, value in encode(self.policy, [prompt]).items()}
-                lengths = {
-                    name: str(value.shape[1]) for name, value in row.items() if value.ndim == 3
-                }
-                row = {
-                    name: _without_zeros(value) if name in lengths else value
-                    for name, value in row.items()
-                }
-                write_atomic(self._place(prompt), save(row, {"lengths": json.dumps(lengths)}))
+            if not self._known(prompt):
+                self._keep(prompt, encode(self.policy, [prompt]))
 
-    def _place(self, prompt: str) -> Path:
-        return (
-            self.folder / f"{hashlib.sha256(key_of(prompt).encode()).hexdigest()[:32]}.safetensors"
-        )
+    def _known(self, prompt: str) -> bool:
+        return self._file(prompt).exists() if self.folder else key_of(prompt) in self.rows
+
+    def _keep(self, prompt: str, row: dict[str, Tensor]) -> None:
+        if self.folder:
+            write_atomic(self._file(prompt), _pack(row))
+        else:
+            self.rows[key_of(prompt)] = row
 
     def _read(self, prompt: str) -> dict[str, Tensor]:
-        with safe_open(self._place(prompt), framework="pt") as file:
-            lengths = json.loads(file.metadata()["lengths"])
-            row = {name: file.get_tensor(name) for name in file.keys()}
-        for name, length in lengths.items():
-            row[name] = torch.nn.functional.pad(
-                row[name], (0, 0, 0, int(length) - row[name].shape[1])
-            )
-        return row
+        return _unpack(self._file(prompt)) if self.folder else self.rows[key_of(prompt)]
+
+    def _file(self, prompt: str) -> Path:
+        name = hashlib.sha256(key_of(prompt).encode()).hexdigest()[:32]
+        return self.folder / f"{name}.safetensors"
 
 
-def _without_zeros(value: Tensor) -> Tensor:
-    """(1, L, D) without the rows at its end that are all zero: what Wan has past a prompt's end, most of 512 rows."""
-    used = value[0].any(-1).nonzero()
-    return value[:, : int(used[-1]) + 1 if len(used) else 0].contiguous()
+def _pack(row: dict[str, Tensor]) -> bytes:
+    """A row as safetensors, with text embeddings (1, L, D) cut after their last nonzero position.
+
+    Wan's embeddings are zero past the end of the prompt, which is most of their 512 positions.
+    """
+    row = {name: value.cpu() for name, value in row.items()}
+    lengths = {name: str(value.shape[1]) for name, value in row.items() if value.ndim == 3}
+    for name in lengths:
+        nonzero = row[name][0].any(-1).nonzero()
+        end = int(nonzero[-1]) + 1 if len(nonzero) else 0
+        row[name] = row[name][:, :end].contiguous()
+    return save(row, {"lengths": json.dumps(lengths)})
+
+
+def _unpack(file: Path) -> dict[str, Tensor]:
+    with safe_open(file, framework="pt") as stored:
+        lengths = json.loads(stored.metadata()["lengths"])
+        row = {name: stored.get_tensor(name) for name in stored.keys()}
+    for name, length in lengths.items():
+        missing = int(length) - row[name].shape[1]
+        row[name] = torch.nn.functional.pad(row[name], (0, 0, 0, missing))
+    return row

@@ -1,7 +1,7 @@
-"""Every setting of a run: a tree of dataclasses, read from a YAML preset with `key=value` overrides.
+"""Every setting of a run: dataclasses that are read from a YAML preset and `key=value` overrides.
 
-An unknown key is refused with the nearest known one, and a value of the wrong type or out of range
-with the values that are allowed. `bpgo settings` lists every setting with its default.
+An unknown key is refused with the nearest known one, and a wrong value with what is allowed.
+`bpgo settings` lists every setting with its default.
 
 This module is longer than others because all settings are defined here, one beside the other.
 """
@@ -77,7 +77,8 @@ class GeneratorConfig:
     frames: Count | None = None
     """Frames of a video, 4k + 1. null: the pipeline's default."""
     guidance: NonNegative | None = None
-    """Guidance scale. null: the pipeline's (FLUX 3.5, Wan 5). Wan at 1 or less runs without guidance, at half the cost."""
+    """Guidance scale. null: the pipeline's (FLUX 3.5, Wan 5). Wan at 1 or less runs without
+    guidance, at half the cost."""
     guidance_2: NonNegative | None = None
     """Guidance scale of Wan's low-noise expert. null: the same as guidance."""
     cfg_gradient: Literal["both", "conditional"] | None = None
@@ -87,7 +88,8 @@ class GeneratorConfig:
     max_sequence_length: Count | None = None
     """Text tokens. null: the tokenizer's limit."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the frozen weights. Weights that are trained in full are always kept in float32."""
+    """Precision of the frozen weights. Weights that are trained in full are always kept in
+    float32."""
     lora_rank: Natural = 0
     """Rank of the LoRA adapters. 0 trains all weights of the transformer."""
     lora_alpha: Positive | None = None
@@ -97,9 +99,11 @@ class GeneratorConfig:
     vae_tiling: bool = False
     """Decode and encode in tiles: less memory; pixels differ slightly where tiles meet."""
     offload: bool = False
-    """Keep on the CPU whatever is not in use: text encoders, autoencoder, the other expert, trajectories."""
+    """Keep on the CPU whatever is not in use: text encoders, autoencoder, the other expert,
+    trajectories."""
     compile: bool = False
-    """Compile the transformer with torch.compile. The first importance ratio is then 1 only up to rounding."""
+    """Compile the transformer with torch.compile. The first importance ratio is then 1 only up to
+    rounding."""
 
 
 @settings
@@ -136,9 +140,11 @@ class SamplingConfig:
     trained_share: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Fraction of the noisy steps that each iteration trains, drawn at random."""
     window: Count | None = None
-    """If given, only this many consecutive steps carry noise and are trained; the others are ODE steps."""
+    """If given, only this many consecutive steps carry noise and are trained; the others are ODE
+    steps."""
     window_range: tuple[Natural, Count] | None = None
-    """First step that the window may contain, and the one after the last. null: every step that can carry noise."""
+    """First step that the window may contain, and the one after the last. null: every step that
+    can carry noise."""
     shared_noise: bool = False
     """Start all samples of a group from the same initial noise."""
     micro_batch: Count | None = None
@@ -160,7 +166,8 @@ class ObjectiveConfig:
     k: NonNegative | None = None
     """Sharpness of RAS per unit of reward. Set either this or kappa."""
     kappa: NonNegative | None = None
-    """Sharpness of RAS per standard deviation of the iteration's rewards. 1 if neither k nor kappa is set."""
+    """Sharpness of RAS per standard deviation of the iteration's rewards. 1 if neither k nor kappa
+    is set."""
     lam: NonNegative = 1.0
     """lambda of CRT (equation 4), per unit of reward."""
     beta: NonNegative = 0.5
@@ -182,7 +189,8 @@ class ObjectiveConfig:
 @settings
 class PriorConfig:
     name: _names("prior") = "running_mean"
-    """Source of R_prior. sft: the starting model's mean reward; first_frame: the reward of the conditioning image."""
+    """Source of R_prior. sft: the starting model's mean reward; first_frame: the reward of the
+    conditioning image."""
     value: Finite | None = None
     """The constant, in units of the reward."""
     momentum: Decay = 0.9
@@ -212,11 +220,13 @@ class OptimiserConfig:
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     updates: Count = 1
-    """Optimiser steps per iteration, each on its share of the prompts. The first is exactly on-policy."""
+    """Optimiser steps per iteration, each on its share of the prompts. The first is exactly on-
+    policy."""
     epochs: Count = 1
     """Passes over the samples of an iteration."""
     ema_decay: Decay = 0.0
-    """Decay per iteration of the averaged weights, which are evaluated and exported. 0: no averaging."""
+    """Decay per iteration of the averaged weights, which are evaluated and exported. 0: no
+    averaging."""
 
 
 @settings
@@ -243,7 +253,8 @@ class Config:
     reward: Annotated[Rewards, Field(min_length=1)]
     """One reward, or a list: their scaled values are added."""
     prompts: str
-    """Text file, JSON lines (`prompt` and, for image-to-video, `image`) or dataset: see bpgo.prompts.read_prompts."""
+    """Text file, JSON lines (`prompt` and, for image-to-video, `image`) or dataset: see
+    bpgo.prompts.read_prompts."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
@@ -264,7 +275,8 @@ class Config:
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Experiment tracker, in addition to metrics.jsonl, which is always written."""
     guards: bool = True
-    """Warn about stagnation, concentration on single samples and reward hacking (bpgo.guards). Changes nothing else."""
+    """Warn about stagnation, concentration on single samples and reward hacking (bpgo.guards).
+    Changes nothing else."""
 
     @field_validator("precision", mode="before")
     @classmethod

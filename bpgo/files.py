@@ -1,135 +1,190 @@
-"""Where checkpoints are found, and how files are written so that a kill never leaves half of one."""
+"""Where checkpoints are found, and how files are written so that none is left half-written."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
 SHIPPED = Path(__file__).parent / "checkpoints"
-# never the end of a hub id, which may have dots
+# A name with one of these endings is a file, not a hub id, although hub ids may contain dots.
 FILE_TYPES = (".txt", ".json", ".jsonl", ".yaml", ".yml", ".safetensors", ".bin", ".pt", ".pth")
 
-LOGIN = "accept its terms on its page, then `hf auth login` (before huggingface_hub 1.0: `huggingface-cli login`)"
+LOGIN = (
+    "accept its terms on its page, then `hf auth login` "
+    "(before huggingface_hub 1.0: `huggingface-cli login`)"
+)
+# What torch.load raises for a file that is truncated, contains code, or is not a torch file at all.
 DAMAGED = (
+    UnpicklingError,
+    EOFError,
+    RuntimeError,
+    TypeError,
+    ValueError,
     LookupError,
-    struct.error,
     AssertionError,
     AttributeError,
-)  # what torch.load also raises for a part of a file, and for text
+    struct.error,
+)
+
+
+# ---------------------------------------------------------------------------------------- finding
 
 
 def resolve(path_or_hub_id: str | Path) -> Path | str:
-    """A folder or file that exists, else a checkpoint shipped with the package (`tiny-flux`), else a hub id (`owner/name`).
+    """What a name refers to: an existing path, a checkpoint shipped with the package, or a hub id.
 
-    Raises FileNotFoundError, with the shipped names, for anything that can be none of these.
+    Returns a Path for the first two and the name itself for a hub id (`owner/name`). Raises
+    FileNotFoundError, listing the shipped names, for a name that can be none of these.
     """
     path, text = Path(path_or_hub_id).expanduser(), str(path_or_hub_id)
-    for candidate in (path, SHIPPED / path) if text else ():
-        if candidate.exists():
-            return candidate
-    if (
-        text.count("/") == 1
-        and not text.startswith((".", "/", "~"))
-        and path.suffix not in FILE_TYPES
-    ):
+    if text:
+        for candidate in (path, SHIPPED / path):
+            if candidate.exists():
+                return candidate
+    is_path = text.startswith((".", "/", "~")) or path.suffix in FILE_TYPES
+    if text.count("/") == 1 and not is_path:
         return text
-    shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir())) if SHIPPED.is_dir() else "none"
+    shipped = sorted(place.name for place in SHIPPED.iterdir()) if SHIPPED.is_dir() else []
     raise FileNotFoundError(
-        f"{text!r} is no folder or file here, no hub id (owner/name), and not shipped ({shipped})"
+        f"{text!r} is not a folder or file, not a hub id (owner/name), and not shipped with bpgo "
+        f"(shipped: {', '.join(shipped) or 'none'})"
     )
 
 
-def check_safetensors(place: Path) -> None:
-    """Raise ValueError naming the first .safetensors file at or below `place` that is truncated or not one."""
-    from safetensors import SafetensorError, safe_open
-
-    place = Path(place)
-    for file in [place] if place.suffix == ".safetensors" else sorted(place.rglob("*.safetensors")):
-        try:
-            with safe_open(
-                file, framework="numpy"
-            ):  # reads the header, and compares its offsets with the file's size
-                pass
-        except SafetensorError as error:
-            how = _again(file, "copy or make it again")
-            raise ValueError(
-                f"{file} is truncated or damaged ({file.stat().st_size} bytes): {how}"
-            ) from error
-
-
-def check_weights(place: Path) -> None:
-    """As `check_safetensors`, and for .pt, .pth and .bin files that begin as the zip files of torch.save and do not end as one.
-
-    What is in an older format (no zip) shows only when it is read: see `read_pt`.
-    """
-    place = Path(place)
-    check_safetensors(place)
-    for file in [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.is_file()):
-        if file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
-            with file.open("rb") as stream:
-                if stream.read(2) == b"PK":
-                    how = _again(file, "download it again")
-                    raise ValueError(
-                        f"{file} is damaged, or not whole ({file.stat().st_size} bytes): {how}"
-                    )
-
-
-def _again(file: Path, how: str) -> str:
-    """The remedy. A name in the hub's cache is a link, and what it points to has to go, or it counts as downloaded."""
-    return f"delete {file.resolve()} and download it again" if file.is_symlink() else how
-
-
 def cached_snapshot(hub_id: str) -> Path | None:
-    """The folder of a hub id in the hub's cache, whole or not; None if nothing of it was downloaded."""
+    """The folder of a hub id in the hub's cache, complete or not; None if there is none."""
     from huggingface_hub import constants
 
     place = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
     ref = place / "refs" / "main"
-    folder = place / "snapshots" / ref.read_text().strip() if ref.is_file() else None
-    return folder if folder and folder.is_dir() else None
+    if not ref.is_file():
+        return None
+    folder = place / "snapshots" / ref.read_text().strip()
+    return folder if folder.is_dir() else None
 
 
 @contextmanager
-def from_hub(hub_id: str, what: str):
-    """Raise OSError that says what is loaded, its hub id and the remedy, where the hub (whose errors are all OSErrors) refuses within."""
+def from_hub(hub_id: str, what: str) -> Iterator[None]:
+    """Add to an OSError in the block what is being loaded and what to do about it.
+
+    All errors of the hub are OSErrors. what: how the message refers to it, such as "generator".
+    """
     try:
         yield
     except OSError as error:
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = "fetch it with `python -m bpgo preflight PRESET --download`"
+        remedy = "download it with `bpgo preflight PRESET --download`"
         if isinstance(error, GatedRepoError):
             remedy = f"it is gated: {LOGIN}, then {remedy}"
         elif isinstance(error, RepositoryNotFoundError):
-            remedy = f"is its name right? If so, and it is private, `hf auth login`; then {remedy}"
+            remedy = f"check its name. If it is private, `hf auth login`; then {remedy}"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(
-            f"{what}: {hub_id} is neither in the hub's cache here nor could it be fetched: {remedy} ({first})"
+            f"{what}: {hub_id} is not in the local hub cache and could not be downloaded: "
+            f"{remedy} ({reason})"
         ) from error
 
 
+# --------------------------------------------------------------------------------------- checking
+
+
+def check_safetensors(place: Path) -> None:
+    """Check the .safetensors file, or all of them in the folder, `place`.
+
+    Raises ValueError naming the first file that is truncated or not a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    place = Path(place)
+    for file in [place] if place.suffix == ".safetensors" else sorted(place.rglob("*.safetensors")):
+        try:
+            # This reads the header and compares its offsets with the size of the file.
+            with safe_open(file, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is truncated or damaged ({file.stat().st_size} bytes): "
+                f"{_remedy(file, 'copy it or make it again')}"
+            ) from error
+
+
+def check_weights(place: Path) -> None:
+    """Check .safetensors files as `check_safetensors`, and .pt, .pth and .bin files for truncation.
+
+    Raises ValueError naming the first damaged file. Only the zip files of torch.save are checked;
+    damage to a file of the older format shows when it is read (`read_pt`).
+    """
+    place = Path(place)
+    check_safetensors(place)
+    files = [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.is_file())
+    for file in files:
+        if file.suffix in (".pt", ".pth", ".bin") and _is_cut_zip(file):
+            raise ValueError(
+                f"{file} is damaged or incomplete ({file.stat().st_size} bytes): "
+                f"{_remedy(file, 'download it again')}"
+            )
+
+
+def _is_cut_zip(file: Path) -> bool:
+    """Whether a file starts as a zip file and does not end as one."""
+    if zipfile.is_zipfile(file):
+        return False
+    with file.open("rb") as stream:
+        return stream.read(2) == b"PK"
+
+
+def _remedy(file: Path, otherwise: str) -> str:
+    """What to do about a damaged file.
+
+    A file in the hub's cache is a link. Unless its target is deleted, it counts as downloaded.
+    """
+    if file.is_symlink():
+        return f"delete {file.resolve()} and download it again"
+    return otherwise
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
 def read_pt(file: Path) -> dict:
-    """What a published `.pt`, `.pth` or `.bin` file names, on the CPU. Raises ValueError if it is damaged or holds code (not run)."""
+    """The contents of a published `.pt`, `.pth` or `.bin` file by name, on the CPU.
+
+    Raises ValueError if the file is damaged or contains code (which is not run).
+    """
     import torch
 
     try:
         return dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (*DAMAGED, UnpicklingError, EOFError, RuntimeError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise ValueError(
-            f"{file} is damaged, or holds more than tensors (code in it is not run): download it again"
+            f"{file} is damaged, or contains more than tensors (code in it is not run): "
+            f"download it again"
         ) from error
 
 
+def read_log(file: str | Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl, timing.jsonl or evaluations.jsonl."""
+    return [json.loads(line) for line in Path(file).read_text().splitlines()]
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file beside its place and move it there; on an error (disk full, read-only) the old file stays."""
-    partial = path.with_name(
-        f".{path.name}.{os.getpid()}.partial"
-    )  # two processes may write the same
+    """Write a file beside its place, then move it there.
+
+    On an error (disk full, read-only) the old file stays as it was.
+    """
+    # The process id is in the name because two processes may write the same file.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as stream:
             stream.write(data.encode() if isinstance(data, str) else data)
@@ -140,6 +195,49 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_log(file: str | Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl, timing.jsonl or evaluations.jsonl."""
-    return [json.loads(line) for line in Path(file).read_text().splitlines()]
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Write a folder beside its place, then move it there.
+
+    Yields `.{name}.partial`, a new and empty folder beside `folder`. When the block ends, its files
+    are flushed to disk and it replaces `folder`:
+
+        with atomic_folder(run / "final") as partial:
+            save_file(tensors, partial / "model.safetensors")
+
+    On an error the partial folder is removed and the old folder stays as it was. A kill leaves the
+    old folder or the new one, complete. A folder cannot replace another in one step, so the old one
+    is first renamed to `.{name}.previous`. Should the process be killed at that very moment, the
+    next write moves it back. Only one process may write the same folder at a time.
+
+    Raises OSError if the files cannot be written, also for a SafetensorError.
+    """
+    from safetensors import SafetensorError
+
+    folder = Path(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    previous = folder.with_name(f".{folder.name}.previous")
+    _restore(previous, folder)  # a kill may have left it
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in sorted(partial.rglob("*")):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        if folder.exists():
+            folder.rename(previous)
+        partial.rename(folder)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {folder}: {error}") from error
+    finally:
+        _restore(previous, folder)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _restore(previous: Path, folder: Path) -> None:
+    """Move the previous folder back if there is no new one; otherwise delete it."""
+    if not folder.exists() and previous.exists():
+        previous.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)

@@ -1,42 +1,48 @@
-"""The paper on one page: from rewards (N, G) to advantages, and from advantages to a loss (arXiv 2511.18919).
+"""The paper on one page: from rewards to advantages, and from advantages to a loss.
 
-N prompt groups, G samples each; R[i, j] is the reward of sample j of prompt i, and the prior is the reward expected of a clear, typical
-prompt. An objective is a function `(rewards, prior, *, alpha, k, lam, beta) -> Advantages`; `surrogate_loss` turns
-these and one forward pass of the policy into the loss. Everything here is a pure function of tensors.
+Notation of arXiv 2511.18919: there are N prompts with G samples each, a prompt's samples are its
+group, R[i, j] is the reward of sample j of prompt i, and the prior is the reward to expect of a
+clear, typical prompt. An objective is a function
+
+    objective(rewards, prior, *, hyperparameters) -> Advantages
+
+with keyword-only hyperparameters, and `surrogate_loss` turns its result into the loss. Everything
+here is a pure function of tensors: rewards are (N, G), and a prior is a number, (N,) or (N, G).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# ----------------------------------------------------------------------------------------------- the paper's equations
+# --------------------------------------------------------------------------- the paper's equations
 
 
 def group_advantages(rewards: Tensor, eps: float = 1e-8) -> Tensor:
-    """Equation 1: (R - mean) / (unbiased std + eps) within each group, (N, G). A group of equal rewards gives zeros.
+    """Equation 1: (R - mean) / (unbiased std + eps) within each group.
 
-    |A| <= (G - 1) / sqrt(G), so no clamp is needed. Raises ValueError as `check_rewards`.
+    Returns (N, G). A group of equal rewards gives zeros. No clamp is needed, because
+    |A| <= (G - 1) / sqrt(G). Raises ValueError as `check_rewards` does.
     """
     rewards = check_rewards(rewards)
     centred = rewards - rewards.mean(1, keepdim=True)
-    centred = centred - centred.mean(
-        1, keepdim=True
-    )  # the first mean is rounded, which matters where rewards differ by their last digits
+    # The first mean is rounded, which matters where rewards differ only in their last digits.
+    centred = centred - centred.mean(1, keepdim=True)
     advantages = centred / (centred.std(1, keepdim=True) + eps)
-    return torch.where(_flat(rewards)[:, None], torch.zeros_like(advantages), advantages)
+    return torch.where(all_equal(rewards)[:, None], torch.zeros_like(advantages), advantages)
 
 
 def ras_weights(
     rewards: Tensor, prior: Tensor | float, alpha: float = 0.5, k: float = 1.0
 ) -> Tensor:
-    """Equation 2, reliability-adaptive scaling: w = 1 + alpha (2 sigmoid(k (Rbar - prior)) - 1), (N,) in (1 - alpha, 1 + alpha).
+    """Equation 2, reliability-adaptive scaling: w = 1 + alpha (2 sigmoid(k (mean R - prior)) - 1).
 
-    prior: a number, (N,) or (N, G) (its group mean is taken). alpha in [0, 1]; k per unit of reward, see `k_from_kappa`.
+    Returns (N,), with values in (1 - alpha, 1 + alpha). alpha is in [0, 1]; k is per unit of reward
+    (see `sharpness`). A prior (N, G) is averaged over each group. Raises ValueError for alpha out
+    of range and for wrong shapes.
     """
     rewards = check_rewards(rewards)
     _check_range("alpha", alpha, 0, 1)
@@ -45,34 +51,44 @@ def ras_weights(
 
 
 def crt_rewards(rewards: Tensor, prior: Tensor | float, lam: float = 1.0) -> Tensor:
-    """Equation 4, contrastive reward transformation: (lam (R - prior) + 1{R > prior}) exp(R), (N, G).
+    """Equation 4, contrastive reward transformation: (lam (R - prior) + 1{R > prior}) exp(R).
 
-    Order-preserving above the prior; strongly negative rewards are rank-inverted (`rank_inversions` counts them).
-    Raises ValueError where exp(R) overflows: rescale the reward.
+    Returns (N, G). The transformation preserves the order of rewards above the prior, but inverts
+    it for strongly negative ones (see `diagnostics.rank_inversions`). Raises ValueError if exp(R)
+    overflows.
     """
     rewards = check_rewards(rewards)
     deviation = rewards - check_prior(prior, rewards)
     transformed = (lam * deviation + (deviation > 0)) * rewards.exp()
-    return _refuse_overflow(transformed, rewards)
+    if not transformed.isfinite().all():
+        raise ValueError(
+            f"exp(R) overflows in CRT for a reward of {rewards.max().item():.4g}: "
+            f"divide the reward by its usual size (reward.scale)"
+        )
+    return transformed
 
 
 def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """max(-A r, -A clip(r, 1 - c, 1 + c)) with r = exp(log_ratio), same shape as log_ratio (PPO, arXiv 1707.06347)."""
+    """max(-A r, -A clip(r, 1 - c, 1 + c)) with r = exp(log_ratio) (PPO, arXiv 1707.06347).
+
+    The result has the shape of log_ratio, whose last dimensions must be those of the advantages.
+    Raises ValueError for other shapes and for a negative clip_range.
+    """
     _check_range("clip_range", clip_range, 0, math.inf)
     if advantages.shape != log_ratio.shape[log_ratio.ndim - advantages.ndim :]:
         raise ValueError(
             f"advantages {tuple(advantages.shape)} do not fit log-ratios {tuple(log_ratio.shape)}"
         )
     ratio = log_ratio.exp()
-    return torch.maximum(
-        -advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
-    )
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return torch.maximum(-advantages * ratio, -advantages * clipped)
 
 
 def k_from_kappa(kappa: float, rewards: Tensor) -> float:
-    """k = kappa / sd: the sharpness of RAS in units of the rewards' standard deviation over the whole batch.
+    """k = kappa / std, with the standard deviation of all rewards of the batch.
 
-    So one kappa is the same method on every reward scale. 0 if all rewards are equal (every weight is then 1).
+    One kappa therefore means the same on every reward scale. If all rewards are equal, k is 0 and
+    every weight of RAS is 1.
     """
     rewards = check_rewards(rewards)
     if rewards.max() == rewards.min():
@@ -80,17 +96,33 @@ def k_from_kappa(kappa: float, rewards: Tensor) -> float:
     return kappa / float(rewards.std())
 
 
-def sharpness(k: float | None, kappa: float | None, rewards: Tensor) -> float:
-    """The k of RAS for these rewards: k itself if given, else from kappa, 1 if neither is given."""
-    return k if k is not None else k_from_kappa(1.0 if kappa is None else kappa, rewards)
+def sharpness(
+    rewards: Tensor,
+    k: float | None = None,
+    kappa: float | None = None,
+    implied: float | None = None,
+) -> float:
+    """The k of RAS, per unit of reward: the first that is given of k, implied and kappa.
+
+    implied: the k that follows from the prior (`Prior.sharpness`). If nothing is given, kappa is 1.
+    """
+    if k is not None:
+        return k
+    if implied is not None:
+        return implied
+    return k_from_kappa(1.0 if kappa is None else kappa, rewards)
 
 
-# ------------------------------------------------------------------------------------------------------- the objectives
+# --------------------------------------------------------------------------------- the objectives
 
 
 class Advantages(NamedTuple):
-    """main: (N, G), w A. auxiliary: (N, G), beta times the advantages of the transformed rewards, or None without CRT.
-    weights: (N,). transformed: (N, G) rewards after CRT (the rewards themselves without it)."""
+    """What an objective makes of the rewards of a batch.
+
+    main: (N, G), weights times group advantages. auxiliary: (N, G), beta times the group advantages
+    of the transformed rewards, or None without CRT. weights: (N,), one per group. transformed:
+    (N, G), the rewards after CRT, or the rewards themselves without it.
+    """
 
     main: Tensor
     auxiliary: Tensor | None
@@ -99,56 +131,58 @@ class Advantages(NamedTuple):
 
     @property
     def effective(self) -> Tensor:
-        """(N, G): at ratio 1 the gradient is that of GRPO with these advantages, main + auxiliary."""
+        """(N, G): main + auxiliary. At ratio 1 the gradient is GRPO's with these advantages."""
         return self.main if self.auxiliary is None else self.main + self.auxiliary
 
 
-def grpo(
-    rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float
-) -> Advantages:
-    """GRPO (equation 1): the group advantages as they are. The prior and the four settings are not used."""
+def grpo(rewards: Tensor, prior: Tensor | float) -> Advantages:
+    """GRPO (equation 1): the group advantages. The prior is not used."""
     rewards = check_rewards(rewards)
     return Advantages(group_advantages(rewards), None, rewards.new_ones(len(rewards)), rewards)
 
 
 def ras(
-    rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float
+    rewards: Tensor, prior: Tensor | float, *, alpha: float = 0.5, k: float = 1.0
 ) -> Advantages:
-    """RAS alone (equations 2, 3): each group's advantages times its weight."""
+    """RAS alone (equations 2 and 3): the advantages of each group times its weight."""
     rewards = check_rewards(rewards)
     weights = ras_weights(rewards, prior, alpha, k)
     return Advantages(weights[:, None] * group_advantages(rewards), None, weights, rewards)
 
 
 def crt(
-    rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float
+    rewards: Tensor, prior: Tensor | float, *, lam: float = 1.0, beta: float = 0.5
 ) -> Advantages:
-    """CRT alone (equation 5 with every weight 1): GRPO plus beta times the loss on transformed rewards."""
+    """CRT alone (equation 5 with all weights 1): GRPO plus beta times CRT's loss."""
     rewards = check_rewards(rewards)
     transformed = crt_rewards(rewards, prior, lam)
     weights = rewards.new_ones(len(rewards))
-    return Advantages(
-        group_advantages(rewards), beta * group_advantages(transformed), weights, transformed
-    )
+    auxiliary = beta * group_advantages(transformed)
+    return Advantages(group_advantages(rewards), auxiliary, weights, transformed)
 
 
 def bpgo(
-    rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float
+    rewards: Tensor,
+    prior: Tensor | float,
+    *,
+    alpha: float = 0.5,
+    k: float = 1.0,
+    lam: float = 1.0,
+    beta: float = 0.5,
 ) -> Advantages:
-    """BPGO (equation 5): L_RAS + beta L_CRT. The weights do not multiply the auxiliary term."""
-    weighted = ras(rewards, prior, alpha=alpha, k=k, lam=lam, beta=beta)
-    sharpened = crt(rewards, prior, alpha=alpha, k=k, lam=lam, beta=beta)
+    """BPGO (equation 5): L_RAS + beta L_CRT. The weights do not multiply the CRT term."""
+    weighted = ras(rewards, prior, alpha=alpha, k=k)
+    sharpened = crt(rewards, prior, lam=lam, beta=beta)
     return weighted._replace(auxiliary=sharpened.auxiliary, transformed=sharpened.transformed)
 
 
-def teleboost(
-    rewards: Tensor, prior: Tensor | float, *, alpha: float, k: float, lam: float, beta: float
-) -> Advantages:
-    """The institute's published variant, which differs from the paper: for comparison, never the default.
+def teleboost(rewards: Tensor, prior: Tensor | float, *, alpha: float = 0.5) -> Advantages:
+    """The variant that the authors' institute published (TeleBoost), which differs from the paper.
 
-    CRT, (50 (R - p) + 1{R > p}) / (1 + exp(-R / 5)) R, *replaces* the rewards. RAS is w = 1 + alpha (P - 1/2), P the probability that
-    the prior is below the group's mean under a Normal posterior with prior variance 1, both on the replaced rewards. k, lam and
-    beta are not used. The replacement is not order-preserving.
+    CRT, (50 (R - p) + 1{R > p}) R / (1 + exp(-R / 5)), *replaces* the rewards. RAS is
+    w = 1 + alpha (P - 1/2), where P is the probability that the group's mean lies above the prior
+    under a normal posterior with prior variance 1. Both use the replaced rewards. The replacement
+    does not preserve the order of the rewards.
     """
     rewards = check_rewards(rewards)
     _check_range("alpha", alpha, 0, 1)
@@ -164,111 +198,79 @@ def teleboost(
     return Advantages(weights[:, None] * group_advantages(replaced), None, weights, replaced)
 
 
-OBJECTIVES: dict[str, Callable[..., Advantages]] = {
-    "grpo": grpo,
-    "ras": ras,
-    "crt": crt,
-    "bpgo": bpgo,
-    "teleboost": teleboost,
-}
-
-
 def surrogate_loss(
     log_ratio: Tensor, main: Tensor, auxiliary: Tensor | None, clip_range: float
 ) -> Tensor:
-    """Both terms of equation 5 from one log-ratio: the mean of the clipped surrogates of main and of auxiliary."""
+    """Equation 5: the mean clipped surrogate of `main` plus, if given, that of `auxiliary`."""
     loss = clipped_surrogate(log_ratio, main, clip_range).mean()
-    return (
-        loss
-        if auxiliary is None
-        else loss + clipped_surrogate(log_ratio, auxiliary, clip_range).mean()
-    )
+    if auxiliary is None:
+        return loss
+    return loss + clipped_surrogate(log_ratio, auxiliary, clip_range).mean()
 
 
-# -------------------------------------------------------------------------------------------------------- diagnostics
-
-
-def rank_inversions(rewards: Tensor, transformed: Tensor) -> Tensor:
-    """(N,) share of a group's pairs of samples whose order the transformation turns round, in [0, 1]."""
-    before, after = (r[:, :, None] - r[:, None, :] for r in (rewards, transformed))
-    pairs = rewards.shape[1] * (rewards.shape[1] - 1)
-    return (before.sign() * after.sign() < 0).to(rewards.dtype).sum((1, 2)) / pairs
-
-
-def effective_sample_size(advantages: Tensor) -> Tensor:
-    """(N,) samples that carry a group's gradient, (sum |A|)^2 / sum A^2: G when all pull alike, 1 when one does, 0 for none."""
-    size = advantages.abs()
-    return size.sum(1) ** 2 / (size**2).sum(1).clamp_min(torch.finfo(size.dtype).tiny)
-
-
-def group_diagnostics(rewards: Tensor, advantages: Advantages) -> dict[str, float]:
-    """What an objective made of a batch: weights, rank inversions, groups without signal, concentration."""
-    w = advantages.weights
-    return {
-        "weight_mean": w.mean().item(),
-        "weight_min": w.min().item(),
-        "weight_max": w.max().item(),
-        "rank_inversions": rank_inversions(rewards, advantages.transformed).mean().item(),
-        "zero_variance_groups": _flat(rewards).to(w.dtype).mean().item(),
-        "effective_sample_size": effective_sample_size(advantages.effective).mean().item(),
-    }
-
-
-def ratio_diagnostics(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """(3,) clip fraction up (A > 0, ratio above), clip fraction down (A < 0, ratio below), approximate KL r - 1 - log r."""
-    log_ratio = log_ratio.detach()
-    ratio = log_ratio.exp()
-    up = (ratio > 1 + clip_range) & (advantages > 0)
-    down = (ratio < 1 - clip_range) & (advantages < 0)
-    return torch.stack(
-        [
-            up.to(ratio.dtype).mean(),
-            down.to(ratio.dtype).mean(),
-            (torch.expm1(log_ratio) - log_ratio).mean(),
-        ]
-    )
-
-
-# -------------------------------------------------------------------------------------------------------------- guards
+# ------------------------------------------------------------------------------------------- checks
 
 
 def check_rewards(rewards: Tensor) -> Tensor:
-    """Rewards as a floating (N, G) tensor. ValueError for another shape, no group, G < 2, or a value that is not finite."""
+    """The rewards as a floating-point (N, G) tensor.
+
+    Raises ValueError for another shape, for N = 0, for G < 2 and for a value that is not finite.
+    """
     rewards = torch.as_tensor(rewards)
     if not rewards.is_floating_point():
         rewards = rewards.to(torch.get_default_dtype())
+    shape = tuple(rewards.shape)
     if rewards.ndim != 2 or rewards.shape[0] == 0:
-        raise ValueError(
-            f"rewards must be (N, G), N groups of G samples, not {tuple(rewards.shape)}"
-        )
+        raise ValueError(f"rewards must be (N, G), N groups of G samples, not {shape}")
     if rewards.shape[1] < 2:
         raise ValueError(
-            f"a group needs at least 2 samples to compare: rewards {tuple(rewards.shape)} have G = {rewards.shape[1]}"
+            f"a group needs at least 2 samples to compare: rewards {shape} have G = {shape[1]}"
         )
     if not rewards.isfinite().all():
-        index = tuple((~rewards.isfinite()).nonzero()[0].tolist())
-        raise ValueError(
-            f"rewards{list(index)} is {rewards[index].item()}: every reward must be finite"
-        )
+        index, value = _first_not_finite(rewards)
+        raise ValueError(f"rewards{index} is {value}: every reward must be finite")
     return rewards
 
 
 def check_prior(prior: Tensor | float, rewards: Tensor) -> Tensor:
-    """The prior as (N, 1) or (N, G). ValueError unless it is finite and a number, (N,) or (N, G)."""
+    """The prior as (N, 1) or (N, G).
+
+    Raises ValueError unless it is finite and a number, (N,) or (N, G).
+    """
     prior = torch.as_tensor(prior, dtype=rewards.dtype, device=rewards.device)
-    if prior.shape not in ((), rewards.shape[:1], rewards.shape):
-        n, g = rewards.shape
+    n, g = rewards.shape
+    if prior.shape not in ((), (n,), (n, g)):
         raise ValueError(
             f"the prior must be a number, ({n},) or ({n}, {g}), not {tuple(prior.shape)}"
         )
     if not prior.isfinite().all():
-        index = tuple((~prior.isfinite()).nonzero()[0].tolist())
-        raise ValueError(f"prior{list(index) or ''} is {prior[index].item()}: it must be finite")
-    return prior if prior.ndim == 2 else prior.expand(len(rewards))[:, None]
+        index, value = _first_not_finite(prior)
+        raise ValueError(f"prior{index or ''} is {value}: it must be finite")
+    return prior if prior.ndim == 2 else prior.expand(n)[:, None]
 
 
-def _flat(rewards: Tensor) -> Tensor:
-    """(N,) whether all rewards of a group are equal; their float mean need not be, so the z-score alone would not see it."""
+def check_advantages(advantages: Advantages, rewards: Tensor) -> Advantages:
+    """The advantages, if they have the shapes that `Advantages` states and are finite.
+
+    Raises TypeError for anything but `Advantages`, and ValueError for a wrong shape or value.
+    """
+    if not isinstance(advantages, Advantages):
+        raise TypeError(f"an objective returns Advantages, not {type(advantages).__name__}")
+    for name, value in advantages._asdict().items():
+        if value is None and name == "auxiliary":
+            continue
+        shape = rewards.shape[:1] if name == "weights" else rewards.shape
+        if value is None or value.shape != shape:
+            found = None if value is None else tuple(value.shape)
+            raise ValueError(f"{name} of the objective must be {tuple(shape)}, not {found}")
+        if not value.isfinite().all():
+            index, number = _first_not_finite(value)
+            raise ValueError(f"{name}{index} of the objective is {number}: it must be finite")
+    return advantages
+
+
+def all_equal(rewards: Tensor) -> Tensor:
+    """(N,): whether all rewards of a group are equal, which their rounded mean may not show."""
     return rewards.amax(1) == rewards.amin(1)
 
 
@@ -277,9 +279,6 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name} must be in [{low}, {high}], not {value}")
 
 
-def _refuse_overflow(transformed: Tensor, rewards: Tensor) -> Tensor:
-    if not transformed.isfinite().all():
-        raise ValueError(
-            f"exp(R) overflows in CRT for a reward of {rewards.max().item():.4g}: divide the reward by its usual size"
-        )
-    return transformed
+def _first_not_finite(tensor: Tensor) -> tuple[list[int], float]:
+    index = tuple((~tensor.isfinite()).nonzero()[0].tolist())
+    return list(index), tensor[index].item()

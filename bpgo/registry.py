@@ -1,4 +1,6 @@
-"""Every name that a setting may take, and where it is defined. Nothing is imported before it is looked up.
+"""Every name that a setting may take, and where it is defined.
+
+Nothing is imported before it is looked up.
 
 A name of the form `module:attribute` is taken from outside the package and needs no entry here:
 
@@ -10,6 +12,7 @@ To add something inside the package, write it and add one line to its table belo
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
@@ -63,7 +66,7 @@ TABLES: dict[str, dict[str, str]] = {
     "metric": {
         "shapes": "bpgo.worlds.shapes.oracle:measure",
         "clips": "bpgo.worlds.clips.oracle:measure",
-        "digits": "bpgo.worlds.digits.judge:measure",
+        "digits": "bpgo.worlds.digits.oracle:measure",
     },
 }
 
@@ -73,8 +76,7 @@ def check_name(kind: str, name: str) -> str:
 
     Nothing is imported. Raises ValueError with the nearest known name otherwise.
     """
-    module, colon, attribute = name.partition(":")
-    if name in TABLES[kind] or (colon and all(p.isidentifier() for p in _parts(module, attribute))):
+    if name in TABLES[kind] or re.fullmatch(r"[\w.]+:[\w.<>]+", name):
         return name
     near = get_close_matches(name, TABLES[kind], 1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TABLES[kind])}."
@@ -82,7 +84,7 @@ def check_name(kind: str, name: str) -> str:
 
 
 def find(kind: str, name: str):
-    """The object that a name stands for. Raises ValueError if the module or the attribute does not exist."""
+    """The object that a name stands for. Raises ValueError if it does not exist."""
     module, _, attribute = TABLES[kind].get(check_name(kind, name), name).partition(":")
     try:
         found = import_module(module)
@@ -93,6 +95,11 @@ def find(kind: str, name: str):
             f"{kind} {name!r}: there is no module {module!r}. Run the command in the folder "
             f"that contains it, or add that folder to PYTHONPATH."
         ) from None
+    if "<" in attribute:
+        raise ValueError(
+            f"{kind} {name!r} is defined inside a function, so it has no name of its own: "
+            f"pass the object itself to Trainer, or define it at the top of a module"
+        )
     for part in attribute.split("."):
         if not hasattr(found, part):
             near = get_close_matches(part, dir(found), 1)
@@ -103,13 +110,13 @@ def find(kind: str, name: str):
 
 
 def name_of(value: object) -> str:
-    """The name under which `find` returns this function or class; that of its class for any other object."""
+    """The name under which `find` returns this function or class. Any other object: its class."""
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}:{named.__qualname__}"
 
 
 def arguments(function: Callable, offered: Mapping, options: Mapping, what: str) -> dict:
-    """The keyword arguments for a call: what is `offered` and named by the function, and all `options`.
+    """The keyword arguments of a call: what is offered and named by the function, and all options.
 
     Raises ValueError for an option that the function does not have and for a required argument
     that is missing. what: how messages refer to the function, such as "prior 'my_module:MyPrior'".
@@ -127,7 +134,3 @@ def arguments(function: Callable, offered: Mapping, options: Mapping, what: str)
                 )
                 raise ValueError(f"{what} has no option {option!r}: {hint}")
     return {name: value for name, value in offered.items() if name in names} | dict(options)
-
-
-def _parts(module: str, attribute: str) -> list[str]:
-    return [*module.split("."), *attribute.split(".")]

@@ -1,172 +1,246 @@
-"""Groups of trajectories under a policy: N prompts x G samples in flat micro-batches, only the trained steps kept."""
+"""Groups of samples under a policy: N prompts with G samples each, in micro-batches.
+
+Only what the update needs is kept of each trajectory: the states before and after every trained
+step, and the log-probability of that step.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bpgo.sde import SCHEDULES, noise_levels, sde_step
+from bpgo.batching import own_groups
+from bpgo.config import Config, SamplingConfig
+from bpgo.registry import find
+from bpgo.sde import Schedule, Step, noise_levels, sde_step, sigma_grid
 
 
-class Rollout(NamedTuple):
-    """B = N * G trajectories, row i * G + j being sample j of prompt i; K trained steps in order.
+class Steps(NamedTuple):
+    """The denoising steps of one iteration.
 
-    latents: (B, ...) at sigma 0. x, x_next: (K, B, ...) before and after each trained step. log_prob: (K, B).
+    sigmas: the levels from 1 to 0, one more than there are steps. noise: noise_std of each step.
+    schedule: how a step is made. trained: indices of the steps that the update trains, in order.
     """
 
+    sigmas: list[float]
+    noise: list[float]
+    schedule: Schedule
+    trained: tuple[int, ...]
+
+    def take(self, i: int, x: Tensor, velocity: Tensor, **given) -> Step:
+        """Step i from x: drawn with `noise`, or evaluated at `x_next`, as in `sde_step`."""
+        levels = self.sigmas[i], self.sigmas[i + 1]
+        return self.schedule.step(x, velocity, *levels, self.noise[i], **given)
+
+
+class Batch(NamedTuple):
+    """What one process samples in one iteration: N prompts with G samples each, B = N G rows.
+
+    Row i * G + j is sample j of prompt i. cond: what the policy made of the prompts, one row per
+    prompt. seeds: B seeds of the noise. start_seeds: B seeds of the initial noise, equal within a
+    group if the group shares it; None if `seeds` determine the initial noise too.
+    """
+
+    prompts: list[str]
+    cond: dict[str, Tensor]
+    group_size: int
+    steps: Steps
+    seeds: list[int]
+    start_seeds: list[int] | None = None
+
+    def prompts_of(self, rows: slice) -> list[str]:
+        """The prompt of each of these rows."""
+        return [self.prompts[row // self.group_size] for row in range(rows.start, rows.stop)]
+
+
+class Part(NamedTuple):
+    """One micro-batch of b trajectories with K trained steps.
+
+    rows: which of the B rows. latents: (b, ...) at sigma = 0. x, x_next: (K, b, ...), before and
+    after each trained step. log_prob: (K, b), of x_next given x.
+    """
+
+    rows: slice
     latents: Tensor
     x: Tensor
     x_next: Tensor
     log_prob: Tensor
 
 
-class Plan(NamedTuple):
-    """A sigma grid, the noise at each of its steps, how a step is made, and which steps are trained."""
+class Rollout(NamedTuple):
+    """A batch and its trajectories, part by part."""
 
-    sigmas: list[float]
-    noise: list[float]
-    schedule: str
-    trained: tuple[int, ...]
-
-    def step(self, i: int, x: Tensor, velocity: Tensor, **given):
-        """Step i of the grid: a new draw, or with x_next=... its log-probability."""
-        return SCHEDULES[self.schedule].step(
-            x, velocity, self.sigmas[i], self.sigmas[i + 1], self.noise[i], **given
-        )
+    batch: Batch
+    parts: list[Part]
 
 
-def plan(
-    sigmas: Tensor,
-    schedule: str,
-    level: float,
-    trained_share: float,
-    window: int | None,
-    rng: random.Random,
-    window_range: tuple[int, int] | None = None,
-) -> Plan:
-    """Which steps carry noise and which are trained in one iteration.
+def draw_batch(
+    config: Config,
+    prompts: list[str],
+    iteration: int,
+    conditions: Callable[[list[str]], dict[str, Tensor]],
+    processes: int = 1,
+    rank: int = 0,
+) -> Batch:
+    """Draw the prompts, steps and seeds of one process in one iteration.
 
-    Without a window every step but the last carries noise, and a random share of these (at least one) is trained. With a window, that many
-    consecutive steps at a random place carry noise and are trained; all others are plain ODE steps (MixGRPO, arXiv 2507.21802).
-    window_range keeps the window within steps [first, last), as Flow-GRPO-Fast does.
+    All of them depend on (config.seed, iteration, group, sample) only, so that several processes
+    together sample what a single one would. prompts: all training prompts. conditions: encodes
+    prompts.
     """
-    noisy = len(sigmas) - 2
-    if noisy < 1:
-        raise ValueError(
-            "training needs at least 2 sampling steps: the last step carries no noise and cannot be trained"
-        )
-    if window is None:
-        carrying = set(range(noisy))
-        trained = rng.sample(range(noisy), max(1, round(trained_share * noisy)))
+    rng = random.Random(seed_of(config.seed, "iteration", iteration))
+    drawn = rng.sample(prompts, config.groups)
+    steps = draw_steps(config.sampling, rng)
+    groups = own_groups(config.groups, config.optimiser.updates, processes, rank)
+    own = [drawn[g] for g in groups]
+    rows = [(g, j) for g in groups for j in range(config.group_size)]
+    seeds = [seed_of(config.seed, iteration, g, j) for g, j in rows]
+    start_seeds = None
+    if config.sampling.shared_noise:
+        start_seeds = [seed_of(config.seed, iteration, g) for g, _ in rows]
+    return Batch(own, conditions(own), config.group_size, steps, seeds, start_seeds)
+
+
+def draw_steps(sampling: SamplingConfig, rng: random.Random) -> Steps:
+    """Draw which steps carry noise and which are trained in one iteration.
+
+    Without a window, every step but the last carries noise, and a random fraction
+    (`trained_share`, at least one step) is trained. With a window, that many consecutive steps at a
+    random position carry noise and are trained, and all others are ODE steps (MixGRPO,
+    arXiv 2507.21802). `window_range` = (first, last) keeps the window within steps
+    first, ..., last - 1, as in Flow-GRPO-Fast. Raises ValueError if the window does not fit.
+    """
+    sigmas = sigma_grid(sampling.steps, sampling.shift)
+    schedule = find("schedule", sampling.schedule)
+    noisy = sampling.steps - 1
+    if sampling.window is None:
+        carrying = range(noisy)
+        count = max(1, round(sampling.trained_share * noisy))
+        trained = sorted(rng.sample(range(noisy), count))
     else:
-        first, last = window_range or (0, noisy)
-        if not (window >= 1 and first >= 0 and first + window <= last <= noisy):
-            where = f"the steps from {first} to {last - 1} of " if window_range else ""
-            raise ValueError(
-                f"a window of {window} does not fit {where}the {noisy} steps that can carry noise"
-            )
-        start = rng.randint(first, last - window)
-        carrying = set(trained := range(start, start + window))
-    return Plan(
-        sigmas.tolist(),
-        noise_levels(schedule, sigmas, level, carrying),
-        schedule,
-        tuple(sorted(trained)),
-    )
+        start = _draw_window(sampling, noisy, rng)
+        carrying = trained = range(start, start + sampling.window)
+    noise = noise_levels(schedule, sigmas, sampling.noise_level, carrying)
+    return Steps(sigmas.tolist(), noise, schedule, tuple(trained))
 
 
-def seed_of(*parts: object) -> int:
-    """A seed from a hash of the parts, the same on every machine. (torch's CPU generator uses its low 32 bits.)"""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
-
-
-def row_noise(
-    seeds: list[int], shape: tuple[int, ...], draws: int, device: torch.device | str = "cpu"
-) -> Tensor:
-    """(draws, B, *shape) standard normal, each row from its own seed: the same whatever the batch or the number of processes."""
-    rows = [
-        torch.randn(draws, *shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds
-    ]
-    return torch.stack(rows, 1).to(device)
-
-
-def micro_batches(rows: int, size: int | None) -> Iterator[slice]:
-    """Contiguous slices that cover range(rows), `size` rows each (None: all at once)."""
-    size = size or rows
-    return (slice(i, min(i + size, rows)) for i in range(0, rows, size))
-
-
-def select(cond: dict[str, Tensor], rows: slice, group_size: int = 1) -> dict[str, Tensor]:
-    """The conditions of flat rows, from conditions of one row a prompt."""
-    index = torch.arange(rows.start, rows.stop) // group_size
-    return {name: value[index.to(value.device)] for name, value in cond.items()}
+def _draw_window(sampling: SamplingConfig, noisy: int, rng: random.Random) -> int:
+    """The first step of the window."""
+    first, last = sampling.window_range or (0, noisy)
+    if not first + sampling.window <= last <= noisy:
+        within = f" within steps {first} to {last - 1}" if sampling.window_range else ""
+        raise ValueError(
+            f"sampling.window={sampling.window} does not fit{within}: of {sampling.steps} steps, "
+            f"the first {noisy} can carry noise"
+        )
+    return rng.randint(first, last - sampling.window)
 
 
 @torch.no_grad()
 def sample_groups(
     policy,
-    cond: dict[str, Tensor],
-    group_size: int,
-    plan: Plan,
-    seeds: list[int],
-    start_seeds: list[int] | None = None,
+    batch: Batch,
     micro_batch: int | None = None,
-    finished: Callable[[slice, Tensor], None] | None = None,
     keep_on: torch.device | str | None = None,
-) -> Rollout:
-    """Sample G trajectories for each of the N rows of cond.
+) -> Iterator[Part]:
+    """Sample the trajectories of a batch, and yield each micro-batch as soon as it is complete.
 
-    seeds: N * G seeds of the noise; start_seeds: other seeds for the initial noise alone (equal in a group: shared initial noise).
-    finished: called with the rows and the latents of each micro-batch, before the next is sampled. keep_on: the device on which the
-    trained steps are kept; None, the policy's.
+    micro_batch: rows of one part (None: all). keep_on: device on which the states of trained steps
+    are kept (None: the policy's). Raises ValueError if the number of seeds is not N G.
     """
-    rows, draws = len(seeds), 1 + sum(s > 0 for s in plan.noise)
-    expected = len(next(iter(cond.values()))) * group_size
-    for name, given in (("seeds", seeds), ("start_seeds", start_seeds)):
-        if given is not None and len(given) != expected:
-            raise ValueError(
-                f"{len(given)} {name} for {expected} trajectories: give group_size={group_size} for each prompt"
-            )
-    kept: list[list[Tensor]] = []
-    for part in micro_batches(rows, micro_batch):
-        chosen = select(cond, part, group_size)
-        noise = list(row_noise(seeds[part], policy.latent_shape(), draws, policy.device))
-        x = noise.pop(0)
-        if start_seeds is not None:
-            x = row_noise(start_seeds[part], policy.latent_shape(), 1, policy.device)[0]
+    _check_seeds(batch)
+    steps = batch.steps
+    for rows in micro_batches(len(batch.seeds), micro_batch):
+        cond = select(batch.cond, rows, batch.group_size)
+        x, noise = _draw_noise(policy, batch, rows)
         before, after, log_prob = [], [], []
-        for i, sigma in enumerate(plan.sigmas[:-1]):
-            fresh = noise.pop(0) if plan.noise[i] else None
-            step = plan.step(i, x, policy.velocity(x, sigma, chosen), noise=fresh)
-            if i in plan.trained:
+        for i, sigma in enumerate(steps.sigmas[:-1]):
+            velocity = policy.velocity(x, sigma, cond)
+            step = steps.take(i, x, velocity, noise=noise.get(i))
+            if i in steps.trained:
                 before.append(x)
                 after.append(step.x_next)
                 log_prob.append(step.log_prob)
             x = step.x_next
-        steps = [torch.stack(before), torch.stack(after)]
-        kept.append([x, *(t.to(keep_on or policy.device) for t in steps), torch.stack(log_prob)])
-        if finished:
-            finished(part, x)
-    latents, *stored = zip(*kept, strict=True)
-    return Rollout(torch.cat(latents), *(torch.cat(parts, 1) for parts in stored))
+        kept = (torch.stack(states).to(keep_on or policy.device) for states in (before, after))
+        yield Part(rows, x, *kept, torch.stack(log_prob))
+
+
+def _draw_noise(policy, batch: Batch, rows: slice) -> tuple[Tensor, dict[int, Tensor]]:
+    """The initial noise of these rows, and the noise of each step that carries any."""
+    shape, noisy = policy.latent_shape(), [i for i, s in enumerate(batch.steps.noise) if s > 0]
+    initial, *fresh = row_noise(batch.seeds[rows], shape, 1 + len(noisy), policy.device)
+    if batch.start_seeds is not None:
+        initial = row_noise(batch.start_seeds[rows], shape, 1, policy.device)[0]
+    return initial, dict(zip(noisy, fresh, strict=True))
+
+
+def _check_seeds(batch: Batch) -> None:
+    expected = len(batch.prompts) * batch.group_size
+    for name in ("seeds", "start_seeds"):
+        given = getattr(batch, name)
+        if given is not None and len(given) != expected:
+            raise ValueError(
+                f"{len(given)} {name} for {len(batch.prompts)} prompts with "
+                f"{batch.group_size} samples each: give {expected}"
+            )
 
 
 @torch.no_grad()
 def integrate(
     policy, x: Tensor, cond: dict[str, Tensor], sigmas: Tensor, micro_batch: int | None = None
 ) -> Tensor:
-    """The ODE from initial noise x (B, ...) to latents, by Euler steps over the grid. cond: one row a sample."""
+    """Latents of the ODE from initial noise x (B, ...), by Euler steps over the sigma grid.
+
+    cond: one row per sample.
+    """
     done = []
-    for part in micro_batches(len(x), micro_batch):
-        latents, chosen = x[part], select(cond, part)
-        for sigma, sigma_next in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-            latents = sde_step(
-                latents, policy.velocity(latents, sigma, chosen), sigma, sigma_next, 0.0
-            ).x_next
+    levels = sigmas.tolist()
+    for rows in micro_batches(len(x), micro_batch):
+        latents, chosen = x[rows], select(cond, rows)
+        for sigma, sigma_next in pairwise(levels):
+            velocity = policy.velocity(latents, sigma, chosen)
+            latents = sde_step(latents, velocity, sigma, sigma_next, 0.0).x_next
         done.append(latents)
     return torch.cat(done)
+
+
+# --------------------------------------------------------------------------------- rows and noise
+
+
+def micro_batches(rows: int, size: int | None) -> Iterator[slice]:
+    """Consecutive slices that cover range(rows), of `size` rows each (None: one slice)."""
+    size = size or rows
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def select(cond: dict[str, Tensor], rows: slice, group_size: int = 1) -> dict[str, Tensor]:
+    """The conditions of these rows, from conditions with one row per prompt."""
+    index = torch.arange(rows.start, rows.stop) // group_size
+    return {name: value[index.to(value.device)] for name, value in cond.items()}
+
+
+def seed_of(*parts: object) -> int:
+    """A seed hashed from the parts, equal on every machine.
+
+    torch's CPU generator uses its low 32 bits.
+    """
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def row_noise(
+    seeds: list[int], shape: tuple[int, ...], draws: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(draws, B, *shape) standard normal noise, every row from its own seed.
+
+    A row is therefore the same in any batch and for any number of processes.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    rows = [torch.randn(draws, *shape, generator=generator) for generator in generators]
+    return torch.stack(rows, 1).to(device)

@@ -1,4 +1,4 @@
-"""The list that `bpgo settings` prints: each setting, what it may be, its default and its meaning."""
+"""The list that `bpgo settings` prints: each setting with what it may be, default and meaning."""
 
 from __future__ import annotations
 

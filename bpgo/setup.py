@@ -1,22 +1,33 @@
-"""From a config to what a run works with: its folder, the policy, set up to be trained, and the conditions of its prompts."""
+"""From a config to what a run works with. What can fail is tried here, before training starts."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from bpgo.checkpoint import CheckpointError
 from bpgo.conditioning import Conditions
-from bpgo.config import Config, build_config, differences, to_dict
+from bpgo.config import Config, PriorConfig, RewardConfig, build_config, differences, to_dict
 from bpgo.distributed import sharded
+from bpgo.evaluation import Metric
 from bpgo.files import write_atomic
 from bpgo.generators import load_generator
-from bpgo.reference import cache, weights_fingerprint
+from bpgo.objective import Advantages, check_advantages
+from bpgo.priors import Prior
+from bpgo.prompts import images_of
+from bpgo.reference import cache_file, weights_fingerprint
+from bpgo.registry import arguments, find, name_of
+from bpgo.rewards import Reward, is_out_of_memory, load_rewards
+from bpgo.rollout import row_noise
 
 POLICY_SETTINGS = (
     "height",
@@ -28,59 +39,80 @@ POLICY_SETTINGS = (
     "negative_prompt",
     "max_sequence_length",
 )
-EXTENDABLE = (
-    "iterations:",
-    "checkpoint_every:",
-    "tracker:",
-    "guards:",
-)  # settings that may change when a run is gone on with
+# These may differ when a run is resumed.
+CHANGEABLE = ("iterations:", "checkpoint_every:", "tracker:", "guards:")
+
+
+def with_names(
+    config: Config, objective: Callable | None, prior: Prior | None, reward: Reward | None
+) -> Config:
+    """The config with the names of objects that were given in place of what it names."""
+    if objective is not None:
+        named = dataclasses.replace(config.objective, name=name_of(objective))
+        config = dataclasses.replace(config, objective=named)
+    if prior is not None:
+        config = dataclasses.replace(config, prior=PriorConfig(name=name_of(prior)))
+    if reward is not None:
+        config = dataclasses.replace(config, reward=[RewardConfig(name=name_of(reward))])
+    return config
+
+
+# ---------------------------------------------------------------------------------------- folders
 
 
 def open_output(output: Path, config: Config) -> None:
-    """Refuse at the door a folder that cannot be written to (OSError), or that holds a run of another config (CheckpointError)."""
+    """Create the folder of a run, or check that the run in it has the same settings.
+
+    Raises OSError if it cannot be written to, and CheckpointError for a run with other settings.
+    """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        probe = output / f".writable-{os.getpid()}"  # each process of a run its own
+        probe = output / f".writable-{os.getpid()}"  # every process of a run has its own
         write_atomic(probe, "")
         probe.unlink()
     except OSError as error:
         raise OSError(
-            f"cannot write to the output folder {output}: {error.strerror}. Choose another"
+            f"cannot write to the output folder {output}: {error.strerror}. Choose another folder"
         ) from error
-    place = output / "config.json"
-    if place.exists():
-        old = to_dict(
-            build_config(json.loads(place.read_text()))
-        )  # settings that have come since are at their defaults
-        changed = [d for d in differences(old, to_dict(config)) if not d.startswith(EXTENDABLE)]
-        if changed:
-            raise CheckpointError(
-                f"{output} holds a run with other settings ({'; '.join(changed)}): choose another output folder, or delete it"
-            )
+    file = output / "config.json"
+    if not file.exists():
+        return
+    old = to_dict(build_config(json.loads(file.read_text())))  # new settings get their defaults
+    changed = [d for d in differences(old, to_dict(config)) if not d.startswith(CHANGEABLE)]
+    if changed:
+        raise CheckpointError(
+            f"{output} contains a run with other settings ({'; '.join(changed)}): "
+            f"choose another output folder, or delete this one"
+        )
+
+
+# ------------------------------------------------------------------------------------------ parts
 
 
 def load_policy(config: Config, accelerator: Accelerator):
-    """The policy of config.generator with what is to be trained, on this process's device. Raises ValueError, FileNotFoundError."""
+    """The policy of `config.generator` with its trained weights, on this process's device.
+
+    Raises ValueError or FileNotFoundError.
+    """
     g, device, shards = config.generator, str(accelerator.device), sharded(accelerator)
     if g.offload and accelerator.num_processes > 1:
         raise ValueError(
-            "generator.offload is for a single process: shard the weights instead (reproduce/accelerate/fsdp2.yaml)"
+            "generator.offload supports a single process only: shard the weights instead "
+            "(reproduce/accelerate/fsdp2.yaml)"
         )
     given = {name: getattr(g, name) for name in POLICY_SETTINGS if getattr(g, name) is not None}
-    policy = load_generator(
-        g.path, dtype=g.dtype, device="cpu" if g.offload or shards else device, **given
-    )
-    for name in (
-        ("vae", *policy.encoders) if shards else ()
-    ):  # what is sharded goes to the device a block at a time
-        getattr(policy.pipeline, name).to(device)
+    given |= {"dtype": g.dtype, "device": "cpu" if g.offload or shards else device}
+    policy = load_generator(g.path, g.policy, **given, **g.options)
+    if shards:  # what is sharded moves to the device block by block
+        for name in ("vae", *policy.encoders):
+            getattr(policy.pipeline, name).to(device)
     for module in policy.modules.values():
         if g.gradient_checkpointing:
             module.enable_gradient_checkpointing()
         if not g.lora_rank:
             module.float().requires_grad_(True)
     if g.lora_rank:
-        torch.manual_seed(config.seed)  # adapters start from the seed
+        torch.manual_seed(config.seed)  # the adapters' initial weights depend on the seed
         policy.add_lora(g.lora_rank, g.lora_alpha or 2 * g.lora_rank)
     if g.vae_tiling:
         policy.pipeline.vae.enable_tiling()
@@ -92,26 +124,35 @@ def load_policy(config: Config, accelerator: Accelerator):
     return policy
 
 
+def make_optimiser(config: Config, modules: dict[str, torch.nn.Module]) -> torch.optim.AdamW:
+    """AdamW over the trained weights, with one group of parameters per module."""
+    o = config.optimiser
+    groups = [
+        {"params": [p for p in module.parameters() if p.requires_grad]}
+        for module in modules.values()
+    ]
+    betas = (o.beta1, o.beta2)
+    return torch.optim.AdamW(
+        groups, o.learning_rate, betas, weight_decay=o.weight_decay, fused=True
+    )
+
+
 def make_conditions(
     config: Config, policy, prompts: list[str], accelerator: Accelerator
 ) -> Conditions:
     """What encodes prompts, each once.
 
-    With generator.offload, or with several processes, all of these now, to disk: then the encoders leave the device for good. Processes
-    share the work, and the main one keeps the encoders, on the CPU, to export them with the rest.
+    With generator.offload or several processes, all prompts are encoded now, to disk, and the
+    encoders leave the device for good. Processes share the work. The main process keeps the
+    encoders on the CPU, to export them with the rest.
     """
     several = accelerator.num_processes > 1
     if not (config.generator.offload or several):
         return Conditions(policy)
     given = to_dict(config)["generator"]
     encoders = {name: getattr(policy.pipeline, name) for name in policy.encoders}
-    folder = cache(
-        "conditions",
-        [
-            [given[name] for name in ("path", "dtype", *POLICY_SETTINGS)],
-            weights_fingerprint(encoders),
-        ],
-    )
+    identity = [given[name] for name in ("path", "dtype", *POLICY_SETTINGS)]
+    folder = cache_file("conditions", [identity, weights_fingerprint(encoders)])
     conditions = Conditions(policy, folder)
     conditions.prepare(prompts[accelerator.process_index :: accelerator.num_processes])
     accelerator.wait_for_everyone()
@@ -122,29 +163,114 @@ def make_conditions(
     return conditions
 
 
+def make_objective(
+    config: Config, function: Callable[..., Advantages] | None = None
+) -> Callable[[Tensor, Tensor | float, float], Advantages]:
+    """The objective as a function of (rewards, prior, k), with all other hyperparameters fixed.
+
+    function: instead of the one that `config.objective.name` names. A hyperparameter of the
+    function that is also a setting (alpha, lam, beta) gets that value; objective.options gives the
+    others. The objective is tried on random rewards. Raises ValueError or TypeError.
+    """
+    o = config.objective
+    function = function or find("objective", o.name)
+    offered = {"alpha": o.alpha, "lam": o.lam, "beta": o.beta}
+    fixed = arguments(function, offered, o.options, f"objective {o.name!r}")
+    uses_k = "k" in inspect.signature(function).parameters
+
+    def objective(rewards: Tensor, prior: Tensor | float, k: float) -> Advantages:
+        return function(rewards, prior, **fixed, **({"k": k} if uses_k else {}))
+
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.rand(config.groups, config.group_size, generator=generator)
+    check_advantages(objective(rewards, 0.5, 1.0), rewards)
+    return objective
+
+
+def make_prior(
+    config: Config, policy, reward: Reward, prompts: list[str], conditions: Callable | None = None
+) -> Prior:
+    """The prior that `config.prior` names. policy: still the starting model.
+
+    The prior is called with those of its parameters that are settings (value, momentum, samples) or
+    objects of the run (config, policy, reward, prompts, conditions), and with prior.options.
+    """
+    p = config.prior
+    make = find("prior", p.name)
+    offered = {"momentum": p.momentum, "samples": p.samples, "config": config, "policy": policy}
+    offered |= {"reward": reward, "prompts": prompts, "conditions": conditions}
+    if p.value is not None:
+        offered["value"] = p.value
+    prior = make(**arguments(make, offered, p.options, f"prior {p.name!r}"))
+    if not isinstance(prior, Prior):
+        raise TypeError(f"prior {p.name!r} is a {type(prior).__name__}: subclass bpgo.priors.Prior")
+    return prior
+
+
+def make_metrics(
+    config: Config, reward: Reward, metrics: dict[str, Metric], device: str
+) -> dict[str, Metric]:
+    """What an evaluation computes: the reward, the held-out rewards, and all further metrics.
+
+    A single held-out reward is called `held_out`; several have their own names. metrics: in
+    addition to those of `evaluation.metrics`.
+    """
+    held_out = load_rewards(config.evaluation.held_out, device)
+    if len(held_out) == 1:
+        held_out = {"held_out": next(iter(held_out.values()))}
+    named = {name: find("metric", name) for name in config.evaluation.metrics}
+    return {"reward": reward} | held_out | named | metrics
+
+
+# ----------------------------------------------------------------------------------------- checks
+
+
+def check_prompts(policy, prompts: list[str], name: str) -> None:
+    """Raise ValueError, starting with `name`, for prompts or images that the policy refuses."""
+    try:
+        images = images_of(prompts)
+        if images is None:
+            policy.check(prompts)
+        else:
+            policy.check(prompts, images)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def try_metrics(policy, prompt: str, metrics: dict[str, Metric]) -> None:
+    """Score decoded noise with every metric, so that one that cannot score it fails now."""
+    noise = row_noise([0], policy.latent_shape(), 1, policy.device)[0]
+    pixels = policy.decode(noise)
+    for metric in metrics.values():
+        metric(pixels, [prompt])
+
+
 @contextmanager
 def memory_explained(config: Config):
-    """Raise MemoryError with what to change, where memory runs out within."""
+    """Raise MemoryError that says which settings to change if memory runs out in this context."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(
-            error, (torch.OutOfMemoryError, MemoryError)
-        ) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
-        g, rows = (
-            config.generator,
-            config.sampling.micro_batch
-            or config.groups * config.group_size // config.optimiser.updates,
-        )
-        knobs = [f"sampling.micro_batch below {rows}"] if rows > 1 else []
-        knobs += [
-            f"generator.{name}=true"
-            for name in ("gradient_checkpointing", "vae_tiling", "offload")
-            if not getattr(g, name)
-        ]
-        knobs += [] if g.lora_rank else ["generator.lora_rank=32"]
-        knobs += ["a smaller generator.height, width" + (" or frames" if g.frames else "")]
+        first_line = str(error).splitlines()[0]
         raise MemoryError(
-            f"out of memory: try {', '.join(knobs)} (first line of the error: {str(error).splitlines()[0]})"
+            f"out of memory: try {', '.join(_remedies(config))} "
+            f"(first line of the error: {first_line})"
         ) from error
+
+
+def _remedies(config: Config) -> list[str]:
+    """Settings that would lower the memory of this config."""
+    g, remedies = config.generator, []
+    per_update = config.groups * config.group_size // config.optimiser.updates
+    rows = config.sampling.micro_batch or per_update
+    if rows > 1:
+        remedies.append(f"sampling.micro_batch below {rows}")
+    for name in ("gradient_checkpointing", "vae_tiling", "offload"):
+        if not getattr(g, name):
+            remedies.append(f"generator.{name}=true")
+    if not g.lora_rank:
+        remedies.append("generator.lora_rank=32")
+    remedies.append(f"a smaller generator.height, width{' or frames' if g.frames else ''}")
+    return remedies

@@ -1,51 +1,63 @@
-"""The loop: sample, score, anchor, step.
+"""The training loop.
 
-    prompts -> encode -> rollout -> decode -> reward -> prior -> objective -> optimiser
+    prompts -> encode -> rollout -> decode -> reward -> prior -> objective -> update
 
-All randomness is a function of (seed, iteration, prompt, sample), so the sampler's state is the iteration number; a checkpoint
-holds weights, optimiser, averaged weights, prior and torch's generator, and a resumed run is the undisturbed one, bit for bit.
+`Trainer.step` is this line. All randomness is a function of (seed, iteration, prompt, sample), so
+the iteration number is the state of the sampler. Together with the weights, the optimiser, the
+averaged weights, the prior and torch's generator it makes up a checkpoint, and a resumed run equals
+an uninterrupted one bit for bit. The module is longer than others because all of a run is here: its
+parts, its loop, its state and its logs.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import random
 import shutil
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bpgo import checkpoint, guards, objective
+from bpgo import checkpoint, guards, setup
+from bpgo.averaging import start_average, swapped, update_average
+from bpgo.batching import check_divisible, micro_batch_size
 from bpgo.config import Config, to_dict
-from bpgo.distributed import distribute, sharded, whole_weights
-from bpgo.evaluation import Metric, Scores, check_prompts, evaluate, shares, try_metrics
+from bpgo.diagnostics import group_diagnostics
+from bpgo.distributed import distribute, full_weights, gather_rows, sharded
+from bpgo.evaluation import Metric, Scores, divide_prompts, evaluate
 from bpgo.export import export
 from bpgo.files import read_log, write_atomic
+from bpgo.logs import append_row, drop_rows_after, evaluation_row
+from bpgo.objective import Advantages, sharpness
+from bpgo.priors import Prior
 from bpgo.prompts import key_of, read_prompts
-from bpgo.reference import make_prior
-from bpgo.rewards import Reward, RewardError, checked, load_rewards, submit, total
-from bpgo.rollout import Plan, Rollout, micro_batches, plan, sample_groups, seed_of
-from bpgo.sde import sigma_grid
-from bpgo.setup import load_policy, make_conditions, memory_explained, open_output
+from bpgo.registry import name_of
+from bpgo.rewards import Reward, RewardError, checked, collect, load_rewards, submit, total
+from bpgo.rollout import Batch, Rollout, draw_batch, draw_steps, sample_groups
+from bpgo.setup import memory_explained
+from bpgo.timing import Clock
 from bpgo.update import update_policy
 
 
 class Trainer:
-    """One run in one folder. The same config and folder go on from the newest checkpoint; another config is refused.
+    """One run in one folder. A run with the same config and folder resumes from its checkpoint.
 
-    output: metrics.jsonl, timing.jsonl, evaluations.jsonl, warnings.jsonl, config.json, checkpoint-*/ and, at the end, final/ for plain
-    diffusers.
-    reward, prompts, policy: instead of what the config names. metrics: further measures `(pixels, prompts) -> (B,)`, or a dict of several,
-    for evaluation. Reward and measures are tried on noise before anything is written.
+    output: the folder. It will contain config.json, metrics.jsonl, timing.jsonl, evaluations.jsonl,
+    warnings.jsonl, checkpoint-*/ and, at the end, final/, which plain diffusers can load.
+
+    policy, reward, objective, prior, prompts: objects to use in place of those that the config
+    names. The config of the run then has the names of their classes or functions. metrics: further
+    metrics for evaluation, each `(pixels, prompts) -> (B,)` or a dict of several.
+
+    Everything is tried before anything is written. Raises ValueError (and its subclasses
+    ConfigError, CheckpointError, RewardError), OSError or MemoryError with the setting to change.
     """
 
     def __init__(
@@ -53,413 +65,281 @@ class Trainer:
         config: Config,
         output: str | Path,
         *,
-        reward: Reward | None = None,
-        metrics: dict[str, Metric] | None = None,
-        prompts: list[str] | None = None,
         policy=None,
+        reward: Reward | None = None,
+        objective: Callable[..., Advantages] | None = None,
+        prior: Prior | None = None,
+        prompts: list[str] | None = None,
+        metrics: dict[str, Metric] | None = None,
         progress: bool = True,
     ):
-        self.config, self.output, self.progress = config, Path(output), progress
+        self.config = config = setup.with_names(config, objective, prior, reward)
+        self.output, self.progress = Path(output), progress
+        self.iteration, self.saved_iteration, self.optimiser_steps = 0, None, 0
         self.prompts = read_prompts(config.prompts) if prompts is None else list(prompts)
-        self.evaluation_prompts = (
-            read_prompts(config.evaluation.prompts) if config.evaluation.prompts else self.prompts
-        )
+        self.evaluation_prompts = self.prompts
+        if config.evaluation.prompts:
+            self.evaluation_prompts = read_prompts(config.evaluation.prompts)
         if len(self.prompts) < config.groups:
             raise ValueError(
-                f"groups={config.groups} prompts an iteration, but there are only {len(self.prompts)}"
+                f"groups={config.groups} prompts per iteration, but there are only "
+                f"{len(self.prompts)} prompts"
             )
-        open_output(self.output, config)
+        draw_steps(config.sampling, random.Random())  # refuses steps that do not fit
+        setup.open_output(self.output, config)
         tracker = None if config.tracker == "none" else config.tracker
         self.accelerator = Accelerator(
             mixed_precision=config.precision, log_with=tracker, project_dir=self.output
         )
-        if config.groups % (config.optimiser.updates * self.accelerator.num_processes):
-            raise ValueError(
-                f"groups={config.groups} cannot be split over optimiser.updates={config.optimiser.updates} times "
-                f"{self.accelerator.num_processes} processes"
-            )
-        self.iteration, self.saved = 0, None
-        self.sigmas = sigma_grid(config.sampling.steps, config.sampling.shift)
-        self._plan(random.Random())  # refuses what does not fit
+        check_divisible(config, self.accelerator.num_processes)
+        self.micro_batch = micro_batch_size(config, self.accelerator.num_processes)
+        self.keep_on = "cpu" if config.generator.offload else None
         with memory_explained(config):
-            self._load(policy, reward, metrics or {})
+            self._load(policy, reward, objective, prior, metrics or {})
             self._resume()
         if self.accelerator.is_main_process:
-            write_atomic(self.output / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
+            settings = json.dumps(to_dict(config), indent=1)
+            write_atomic(self.output / "config.json", settings + "\n")
         if tracker:
             self.accelerator.init_trackers("bpgo")
 
-    # ---------------------------------------------------------------------------------------------------- setting up
-
-    def _load(self, policy, reward: Reward | None, metrics: dict[str, Metric]) -> None:
-        """What a run works with; all of it is tried before anything is written."""
+    def _load(self, policy, reward, objective, prior, metrics: dict[str, Metric]) -> None:
+        """Load or accept everything that the run works with, and try it."""
         config, device = self.config, str(self.accelerator.device)
-        self.policy = policy or load_policy(config, self.accelerator)
-        check_prompts(self.policy, self.prompts, "prompts")
-        check_prompts(self.policy, self.evaluation_prompts, "evaluation.prompts")
-        first = config.reward[0].name
-        self.rewards = (
-            {first: lambda *given: checked(reward, first, *given)}
-            if reward
-            else load_rewards(config.reward, device)
-        )
+        self.objective = setup.make_objective(config, objective)
+        self.policy = policy or setup.load_policy(config, self.accelerator)
+        setup.check_prompts(self.policy, self.prompts, "prompts")
+        setup.check_prompts(self.policy, self.evaluation_prompts, "evaluation.prompts")
+        if reward is None:
+            self.rewards = load_rewards(config.reward, device)
+        else:
+            self.rewards = {name_of(reward): partial(checked, reward, name_of(reward))}
         self.reward = total(self.rewards)
-        held_out = load_rewards(config.evaluation.held_out, device)
-        self.metrics = {"reward": self.reward} | (
-            held_out if len(held_out) != 1 else {"held_out": next(iter(held_out.values()))}
-        )
-        self.metrics |= metrics
-        try_metrics(self.policy, self.prompts[0], self.metrics)
-        self._prepare()
-        self.conditions = make_conditions(
-            config, self.policy, [*self.prompts, *self.evaluation_prompts], self.accelerator
-        )
-        with torch.random.fork_rng([]):  # a prior that is found in the cache draws nothing
-            self.prior = make_prior(config, self.policy, self.reward, self.prompts, self.conditions)
+        self.metrics = setup.make_metrics(config, self.reward, metrics, device)
+        setup.try_metrics(self.policy, self.prompts[0], self.metrics)
+        self._prepare_training()
+        prompts = [*self.prompts, *self.evaluation_prompts]
+        self.conditions = setup.make_conditions(config, self.policy, prompts, self.accelerator)
+        with torch.random.fork_rng([]):  # a prior found in the cache draws no random numbers
+            self.prior = prior or setup.make_prior(
+                config, self.policy, self.reward, self.prompts, self.conditions
+            )
 
-    def _prepare(self) -> None:
-        o, placed = self.config.optimiser, self.config.generator.offload
+    def _prepare_training(self) -> None:
+        """Distribute the modules, and make the optimiser and the average of their weights."""
         plain = dict(self.policy.modules)
-        self.policy.modules = distribute(self.accelerator, plain, placed)
-        named = (
-            (f"{part}.{name}", p)
+        offload = self.config.generator.offload
+        self.policy.modules = distribute(self.accelerator, plain, keep_device=offload)
+        self.parameters = {
+            f"{part}.{name}": p
             for part, module in plain.items()
             for name, p in module.named_parameters()
-        )
-        self.parameters = {name: p for name, p in named if p.requires_grad}
-        groups = [
-            {"params": [p for p in module.parameters() if p.requires_grad]}
-            for module in plain.values()
-        ]
-        self.optimiser = torch.optim.AdamW(
-            groups, o.learning_rate, (o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True
-        )
-        torch.manual_seed(self.config.seed)  # for rewards and measures that draw
-        self.ema = (
-            {name: p.detach().clone() for name, p in self.parameters.items()} if o.ema_decay else {}
-        )
+            if p.requires_grad
+        }
+        self.optimiser = setup.make_optimiser(self.config, plain)
+        self.optimiser.register_step_post_hook(self._count_step)
+        torch.manual_seed(self.config.seed)  # for rewards and metrics that draw random numbers
+        self.average = {}
+        if self.config.optimiser.ema_decay:
+            self.average = start_average(self.parameters)
 
-    # ---------------------------------------------------------------------------------------------------------- loop
+    # ------------------------------------------------------------------------------------- loop
 
     def train(self) -> None:
-        """Run to config.iterations; evaluate, checkpoint and log on the way; leave `final/` for plain diffusers."""
-        if self.finished:
-            self.accelerator.wait_for_everyone()  # the first to leave would cut off who is still looking
+        """Train up to config.iterations, with evaluations and checkpoints, and export the model."""
+        if self.complete:
+            # The first process to leave would disconnect those that are still checking.
+            self.accelerator.wait_for_everyone()
             return
         final = self.output / "final"
-        shutil.rmtree(final, ignore_errors=True)  # of a shorter run that is now gone on with
-        bar = tqdm(
-            total=self.config.iterations,
-            initial=self.iteration,
-            disable=not (self.progress and self.accelerator.is_main_process),
-        )
+        shutil.rmtree(final, ignore_errors=True)  # from a shorter run that is being extended
         every = self.config.evaluation.every or self.config.iterations
-        while self.iteration < self.config.iterations:
-            if self.iteration % every == 0:
-                self._log_evaluation()
-            metrics = self.step()
-            bar.update()
-            bar.set_postfix(reward=f"{metrics['reward']:.4f}")
-            if self.iteration % guards.WINDOW == 0:
-                self._guard()
-            if self.iteration % self.config.checkpoint_every == 0:
-                self.save_checkpoint()
-        bar.close()
+        show = self.progress and self.accelerator.is_main_process
+        with tqdm(total=self.config.iterations, initial=self.iteration, disable=not show) as bar:
+            while self.iteration < self.config.iterations:
+                if self.iteration % every == 0:
+                    self._log_evaluation()
+                with self._saved_on_error():
+                    metrics = self.step()
+                bar.update()
+                bar.set_postfix(reward=f"{metrics['reward']:.4f}")
+                if self.iteration % guards.WINDOW == 0:
+                    self._warn()
+                if self.iteration % self.config.checkpoint_every == 0:
+                    self.save_checkpoint()
         self.save_checkpoint()
         self._log_evaluation()
-        self._guard()
-        trained = [getattr(self.policy.pipeline, name) for name in self.policy.modules]
-        with memory_explained(self.config), self.averaged_weights(), whole_weights(trained):
-            if self.accelerator.is_main_process:
-                export(self.policy, self.config, read_log(self.output / "evaluations.jsonl"), final)
+        self._warn()
+        self._export(final)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     def step(self) -> dict[str, float]:
-        """One iteration: a rollout of every prompt's group, then the updates. Logged to metrics.jsonl and returned.
-
-        An error before the first update (a reward that fails, a disk that is full) saves the state as it was, then is raised.
-        """
-        o, started, random_state = self.config.optimiser, time.perf_counter(), torch.get_rng_state()
-        answers, spent = [], {"decode": 0.0, "score": 0.0}
-
-        def score(latents: Tensor, prompts: list[str]) -> None:
-            began = time.perf_counter()
-            pixels = self.policy.decode(latents)
-            decoded = time.perf_counter()
-            answers.append(submit(self.rewards, pixels, prompts))
-            spent["decode"] += decoded - began
-            spent["score"] += time.perf_counter() - decoded
-
-        try:
-            with memory_explained(self.config):
-                prompts, plan, cond, rollout = self.collect(score)
-                sampled = time.perf_counter()
-                parts = [answer() for answer in answers]
-            scores = {
-                name: torch.cat([part[name] for part in parts]).view(len(prompts), -1)
-                for name in self.rewards
-            }
-            rewards = sum(scores.values())
-            spent["sample"] = sampled - started - sum(spent.values())
-            spent["score"] += time.perf_counter() - sampled
-            advantages, metrics = self.weigh(prompts, rewards)
-        except (RewardError, OSError, ValueError, MemoryError):
-            torch.set_rng_state(random_state)
-            if not sharded(
-                self.accelerator
-            ):  # where saving takes all processes, and the others may know of no error
-                self.save_checkpoint()
-            raise
-        if len(scores) > 1:
-            metrics |= {
-                f"reward/{name}": self.accelerator.gather(values).mean().item()
-                for name, values in scores.items()
-            }
-        rows = list(self._micro_batches())
-        per_update = len(rows) // o.updates
-        batches = [rows[i : i + per_update] for i in range(0, len(rows), per_update)] * o.epochs
-        began = time.perf_counter()
+        """One iteration. Returns what it logs to metrics.jsonl."""
+        clock, parts, answers = Clock(), [], []
         with memory_explained(self.config):
-            metrics |= update_policy(
-                self.policy,
-                self.accelerator,
-                self.optimiser,
-                rollout,
-                plan,
-                cond,
-                advantages,
-                batches,
-                self.config.objective.clip_range,
-                o.max_grad_norm,
-            )
-        spent["update"] = time.perf_counter() - began
-        self.prior.update(self.accelerator.gather(rewards))
-        if self.ema:
-            live = [
-                p.detach() for p in self.parameters.values()
-            ]  # or autograd would follow the averages through the whole run
-            torch._foreach_lerp_(list(self.ema.values()), live, 1 - o.ema_decay)
+            with clock("sample"):
+                batch = self.draw_batch()
+                for part in sample_groups(self.policy, batch, self.micro_batch, self.keep_on):
+                    with clock("decode"):
+                        pixels = self.policy.decode(part.latents)
+                    with clock("score"):
+                        answers.append(submit(self.rewards, pixels, batch.prompts_of(part.rows)))
+                    parts.append(part)
+            with clock("score"):
+                scores = collect(answers)
+            advantages, metrics = self.weigh(batch, scores)
+            with clock("update"):
+                metrics |= self.update(Rollout(batch, parts), advantages)
         self.iteration += 1
-        self._log("metrics.jsonl", {"iteration": self.iteration, **metrics})
-        self._log(
-            "timing.jsonl",
-            {"iteration": self.iteration, "seconds": time.perf_counter() - started, **spent},
-        )
-        self.accelerator.log(metrics, step=self.iteration)
+        self._log(metrics, clock.seconds)
         return metrics
 
-    def collect(
-        self, finished: Callable[[Tensor, list[str]], None] | None = None
-    ) -> tuple[list[str], Plan, dict[str, Tensor], Rollout]:
-        """This iteration's prompts (of this process), its plan, their conditions, and their trajectories.
+    def draw_batch(self) -> Batch:
+        """The prompts of this process in this iteration, encoded, with their steps and seeds."""
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        return draw_batch(
+            self.config, self.prompts, self.iteration, self.conditions, processes, rank
+        )
 
-        finished: called with the latents and prompts of each micro-batch as soon as it is sampled.
+    def weigh(self, batch: Batch, scores: dict[str, Tensor]) -> tuple[Advantages, dict[str, float]]:
+        """The advantages (N, G) of a batch from its scores (B,) by reward, and what to log.
+
+        The objective sees the groups of all processes. The prior is asked and updated here.
         """
-        c, s, i = self.config, self.config.sampling, self.iteration
-        rng = random.Random(seed_of(c.seed, "iteration", i))
-        prompts = rng.sample(self.prompts, c.groups)
-        scheme = self._plan(rng)
-        an_update = c.groups // c.optimiser.updates
-        share = (
-            an_update // self.accelerator.num_processes
-        )  # of each update's groups, so that updates are those of a single process
-        firsts = range(share * self.accelerator.process_index, c.groups, an_update)
-        groups = [g for first in firsts for g in range(first, first + share)]
-        own = [prompts[g] for g in groups]
-        flat = [p for p in own for _ in range(c.group_size)]
-        seeds = [seed_of(c.seed, i, g, j) for g in groups for j in range(c.group_size)]
-        starts = (
-            [seed_of(c.seed, i, g) for g in groups for _ in range(c.group_size)]
-            if s.shared_noise
-            else None
-        )
-        cond = self.conditions(own)
-        done = finished and (lambda rows, latents: finished(latents, flat[rows]))
-        keep_on = "cpu" if c.generator.offload else None
-        rollout = sample_groups(
-            self.policy, cond, c.group_size, scheme, seeds, starts, self._micro_batch, done, keep_on
-        )
-        return own, scheme, cond, rollout
-
-    def _plan(self, rng: random.Random) -> Plan:
-        s = self.config.sampling
-        return plan(
-            self.sigmas, s.schedule, s.noise_level, s.trained_share, s.window, rng, s.window_range
-        )
-
-    def weigh(
-        self, prompts: list[str], rewards: Tensor
-    ) -> tuple[objective.Advantages, dict[str, float]]:
-        """Rewards (N, G) to advantages by the objective and its prior; and what to log of them."""
-        o = self.config.objective
-        everyone = self.accelerator.gather(rewards)
-        prior = self.prior([key_of(p) for p in prompts], everyone)
-        k = self.prior.sharpness(everyone)
-        k = objective.sharpness(o.k, o.kappa, everyone) if k is None else k
+        gather, o = self.accelerator.gather, self.config.objective
+        own = sum(scores.values()).view(-1, batch.group_size)
+        rewards = gather(own)
+        prior = self.prior([key_of(prompt) for prompt in batch.prompts], rewards)
         if isinstance(prior, Tensor):
-            prior = self.accelerator.gather(prior.to(rewards))
-        advantages = objective.OBJECTIVES[o.name](
-            everyone, prior, alpha=o.alpha, k=k, lam=o.lam, beta=o.beta
+            prior = gather(prior.to(own))
+        k = sharpness(rewards, o.k, o.kappa, implied=self.prior.sharpness(rewards))
+        self.prior.update(rewards)
+        advantages = self.objective(rewards, prior, k)
+        metrics = {"reward": rewards.mean().item(), "reward_std": rewards.std(1).mean().item()}
+        metrics |= {"prior": float(torch.as_tensor(prior).mean()), "k": k}
+        metrics |= group_diagnostics(rewards, advantages)
+        if len(scores) > 1:
+            for name, values in scores.items():
+                metrics[f"reward/{name}"] = gather(values).mean().item()
+        first = self.accelerator.process_index * len(own)
+        rows = slice(first, first + len(own))
+        return Advantages(*(None if a is None else a[rows] for a in advantages)), metrics
+
+    def update(self, rollout: Rollout, advantages: Advantages) -> dict[str, float]:
+        """Train the policy, then update its averaged weights. Returns what to log."""
+        metrics = update_policy(
+            self.policy, self.optimiser, rollout, advantages, self.config, self.accelerator
         )
-        anchor = float(torch.as_tensor(prior).mean())
-        spread = everyone.std(1).mean().item()
-        metrics = {"reward": everyone.mean().item(), "reward_std": spread, "prior": anchor, "k": k}
-        metrics |= objective.group_diagnostics(everyone, advantages)
-        first = self.accelerator.process_index * len(rewards)
-        own = (
-            None if values is None else values[first : first + len(rewards)]
-            for values in advantages
-        )
-        return objective.Advantages(*own), metrics
+        update_average(self.average, self.parameters, self.config.optimiser.ema_decay)
+        return metrics
+
+    # ------------------------------------------------------------------------------------ state
 
     @property
-    def finished(self) -> bool:
+    def complete(self) -> bool:
+        """Whether the run has all its iterations and its exported model."""
         return self.iteration >= self.config.iterations and (self.output / "final").exists()
 
-    @property
-    def _rows(self) -> int:
-        return self.config.groups // self.accelerator.num_processes * self.config.group_size
-
-    @property
-    def _micro_batch(self) -> int:
-        """Rows of one model call: a divisor of an update's rows, so that rollout and update see the same batches."""
-        per_update = self._rows // self.config.optimiser.updates
-        size = min(self.config.sampling.micro_batch or per_update, per_update)
-        return next(n for n in range(size, 0, -1) if per_update % n == 0)
-
-    def _micro_batches(self):
-        return micro_batches(self._rows, self._micro_batch)
-
-    # --------------------------------------------------------------------------------------------------------- state
-
     def save_checkpoint(self) -> None:
-        """The whole state, as checkpoint-<iteration>; the two newest are kept."""
-        if (
-            self.saved == self.iteration
-        ):  # not what is on disk, which processes would see at different moments
+        """Save the complete state, and delete all but the newest checkpoints."""
+        # Not what is on disk, which the processes would see at different moments.
+        if self.saved_iteration == self.iteration:
             return
-        self.saved = self.iteration
-        place = self.output / f"checkpoint-{self.iteration:06d}"
+        self.saved_iteration = self.iteration
         with memory_explained(self.config):
-            tensors = checkpoint.pack(self.parameters, self.ema, self.optimiser)
-        if not self.accelerator.is_main_process:
-            return
-        checkpoint.save_state(
-            place, tensors, {"iteration": self.iteration, "prior": self.prior.state()}
-        )
-        for old in checkpoint.checkpoints(self.output)[:-2]:
-            shutil.rmtree(old)
+            tensors = checkpoint.pack(self.parameters, self.average, self.optimiser)
+        if self.accelerator.is_main_process:
+            folder = checkpoint.checkpoint_folder(self.output, self.iteration)
+            state = {"iteration": self.iteration, "prior": self.prior.state()}
+            checkpoint.save_state(folder, tensors, state)
+            checkpoint.delete_old(self.output)
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one; log lines after it are dropped, they will be written again."""
+        """Restore the newest checkpoint, if there is one, and remove what was logged after it."""
         found = checkpoint.checkpoints(self.output)
         if found:
             tensors, state = checkpoint.load_state(found[-1])
-            checkpoint.unpack(tensors, self.parameters, self.ema, self.optimiser)
+            checkpoint.unpack(tensors, self.parameters, self.average, self.optimiser)
             self.prior.restore(state["prior"])
-            self.iteration = self.saved = state["iteration"]
-        if self.finished:
-            return
-        for name, kept in (
-            ("metrics", self.iteration + 1),
-            ("timing", self.iteration + 1),
-            ("warnings", self.iteration + 1),
-            ("evaluations", self.iteration),
-        ):
-            file = self.output / f"{name}.jsonl"
-            if file.exists() and self.accelerator.is_main_process:
-                lines = [line for line in file.read_text().splitlines(True) if line.endswith("\n")]
-                write_atomic(
-                    file, "".join(line for line in lines if json.loads(line)["iteration"] < kept)
-                )
+            self.iteration = self.saved_iteration = state["iteration"]
+        if not self.complete and self.accelerator.is_main_process:
+            drop_rows_after(self.output, self.iteration)
 
     @contextmanager
-    def averaged_weights(self):
-        """Within it, the policy has its averaged weights (if it keeps any)."""
-        if not self.ema:
-            yield
-            return
-        live = {name: p.detach().clone() for name, p in self.parameters.items()}
-        _copy(self.parameters, self.ema)
+    def _saved_on_error(self):
+        """Save the state from before an iteration that fails before its first optimiser step."""
+        random_state, prior_state = torch.get_rng_state(), self.prior.state()
+        steps_made = self.optimiser_steps
         try:
             yield
-        finally:
-            _copy(self.parameters, live)
+        except (RewardError, OSError, ValueError, MemoryError):
+            # Saving shards takes all processes, and the others may not have failed.
+            if self.optimiser_steps == steps_made and not sharded(self.accelerator):
+                torch.set_rng_state(random_state)
+                self.prior.restore(prior_state)
+                self.save_checkpoint()
+            raise
+
+    def _count_step(self, *_) -> None:
+        self.optimiser_steps += 1
+
+    def averaged_weights(self):
+        """A context in which the policy has its averaged weights, if the run keeps any."""
+        return swapped(self.parameters, self.average)
+
+    def _export(self, folder: Path) -> None:
+        trained = [getattr(self.policy.pipeline, name) for name in self.policy.modules]
+        with memory_explained(self.config), self.averaged_weights(), full_weights(trained):
+            if self.accelerator.is_main_process:
+                evaluations = read_log(self.output / "evaluations.jsonl")
+                export(self.policy, self.config, evaluations, folder)
+
+    # ----------------------------------------------------------------------- evaluation and logs
 
     def evaluate(self, keep: bool = True) -> Scores:
-        """Scores of the evaluation prompts under the current (averaged) weights and, if asked to keep them, the samples.
+        """Scores of the evaluation prompts under the averaged weights and, if kept, the samples.
 
         Several processes share the prompts, and keep no samples.
         """
-        e, shift, count = (
-            self.config.evaluation,
-            self.config.sampling.shift,
-            self.accelerator.num_processes,
-        )
-        own = shares(self.evaluation_prompts, count)[self.accelerator.process_index]
-        prompts, keep = [self.evaluation_prompts[i] for i in own], keep and count == 1
+        e, processes = self.config.evaluation, self.accelerator.num_processes
+        own = divide_prompts(self.evaluation_prompts, processes)[self.accelerator.process_index]
         with self.averaged_weights(), memory_explained(self.config):
             found = evaluate(
                 self.policy,
-                prompts,
+                [self.evaluation_prompts[i] for i in own],
                 self.metrics,
                 e.samples,
                 e.steps,
-                shift,
-                self._micro_batch,
+                self.config.sampling.shift,
+                self.micro_batch,
                 self.conditions,
-                keep,
+                keep=keep and processes == 1,
             )
-        if count == 1:
-            return found
-        every = {
-            i: row
-            for indices, table in gather_object([(own, found.scores)])
-            for i, row in zip(indices, _rows(table), strict=True)
-        }
-        return Scores(
-            found.pixels,
-            {m: torch.stack([every[i][m] for i in range(len(every))]) for m in found.scores},
-        )
+        return found if processes == 1 else found._replace(scores=gather_rows(own, found.scores))
 
     def _log_evaluation(self) -> None:
         found = self.evaluate(keep=False)
-        scores = {
-            name: [[None if math.isnan(v) else v for v in row] for row in values.tolist()]
-            for name, values in found.scores.items()
-        }
-        means = {name: None if math.isnan(mean) else mean for name, mean in found.means().items()}
-        self._log("evaluations.jsonl", {"iteration": self.iteration, **means, "scores": scores})
-        self.accelerator.log(
-            {f"evaluation/{k}": v for k, v in found.means().items()}, step=self.iteration
-        )
+        self._append("evaluations", evaluation_row(self.iteration, found))
+        means = {f"evaluation/{name}": mean for name, mean in found.means().items()}
+        self.accelerator.log(means, step=self.iteration)
 
-    def _guard(self) -> None:
-        """Say what the guards see in the logs, each of them once a run."""
+    def _log(self, metrics: dict[str, float], seconds: dict[str, float]) -> None:
+        timing = {"seconds": sum(seconds.values())} | seconds
+        self._append("metrics", {"iteration": self.iteration} | metrics)
+        self._append("timing", {"iteration": self.iteration} | timing)
+        self.accelerator.log(metrics, step=self.iteration)
+
+    def _warn(self) -> None:
+        """Warn of what the guards see in the logs, once per guard and run."""
         if not (self.config.guards and self.accelerator.is_main_process):
             return
-        for name, words in guards.look(self.output, self.config).items():
-            self._log(
-                "warnings.jsonl", {"iteration": self.iteration, "guard": name, "warning": words}
-            )
-            warnings.warn(
-                f"{name}, at iteration {self.iteration}: {words}",
-                guards.TrainingWarning,
-                stacklevel=3,
-            )
+        for name, message in guards.look(self.output, self.config).items():
+            row = {"iteration": self.iteration, "guard": name, "warning": message}
+            self._append("warnings", row)
+            text = f"{name}, at iteration {self.iteration}: {message}"
+            warnings.warn(text, guards.TrainingWarning, stacklevel=3)
 
-    def _log(self, name: str, row: dict) -> None:
+    def _append(self, name: str, row: dict) -> None:
         if self.accelerator.is_main_process:
-            with (self.output / name).open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
-
-
-@torch.no_grad()
-def _copy(target: dict[str, Tensor], source: dict[str, Tensor]) -> None:
-    for name, p in target.items():
-        p.copy_(source[name])
-
-
-def _rows(table: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+            append_row(self.output, name, row)

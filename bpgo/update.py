@@ -1,84 +1,124 @@
-"""The policy update: the clipped surrogate over the trained steps of a rollout, one optimiser step for each share of its rows."""
+"""The policy update: advantages -> loss -> gradient -> optimiser step."""
 
 from __future__ import annotations
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
+from bpgo.config import Config
+from bpgo.diagnostics import ratio_diagnostics
 from bpgo.distributed import clip_gradients, exchange_gradients
-from bpgo.objective import Advantages, ratio_diagnostics, surrogate_loss
-from bpgo.rollout import Plan, Rollout, select
+from bpgo.objective import Advantages, surrogate_loss
+from bpgo.rollout import Part, Rollout, Steps, select
+
+LOGGED = ("loss", "clip_up", "clip_down", "approx_kl", "grad_norm")
 
 
 def update_policy(
     policy,
-    accelerator,
     optimiser: torch.optim.Optimizer,
     rollout: Rollout,
-    plan: Plan,
-    cond: dict[str, Tensor],
     advantages: Advantages,
-    batches: list[list[slice]],
-    clip_range: float,
-    max_grad_norm: float,
+    config: Config,
+    accelerator: Accelerator,
 ) -> dict[str, float]:
-    """One optimiser step for each entry of `batches`, itself a list of micro-batches (slices of the B rows).
+    """Train the policy on a rollout: `updates` optimiser steps, each on its share of the prompts.
 
-    The micro-batches must be those of the rollout: only then is the first importance ratio exactly 1. advantages: (N, G) for the
-    N conditions in cond. Returns loss, clip fractions, approximate KL, gradient norm (means over the steps) and
-    `first_log_ratio`, the largest |log ratio| before the first step, in any process. Raises FloatingPointError, with the weights untouched
-    by that step, if a gradient is not finite.
+    The micro-batches are those that were sampled, because only then is the first importance ratio
+    exactly 1. advantages: (N, G), of the prompts of the rollout.
+
+    Returns the means over the optimiser steps of the loss, the clip fractions, the approximate KL
+    divergence and the gradient norm; and `first_log_ratio`, the largest |log ratio| before the
+    first optimiser step. Raises FloatingPointError, without making the optimiser step, if a
+    gradient is not finite.
     """
-    group_size = advantages.main.shape[1]
-    main = advantages.main.flatten()
-    auxiliary = None if advantages.auxiliary is None else advantages.auxiliary.flatten()
-    groups = [
-        group["params"] for group in optimiser.param_groups
-    ]  # one a module: no expert's gradient scales another's
-    expert = getattr(
-        policy, "expert", lambda sigma: next(iter(policy.modules))
-    )  # the module that makes a step
-    last = {expert(plan.sigmas[i]): n for n, i in enumerate(plan.trained)}
-    logged, norms, drift = [], [], []
-    for parts in batches:
-        optimiser.zero_grad(set_to_none=True)  # what an interrupted update may have left
-        rows = sum(part.stop - part.start for part in parts)
+    batch, clip_range = rollout.batch, config.objective.clip_range
+    trained = range(len(batch.steps.trained))
+    updates = _by_update(rollout.parts, config)
+    logged, norms, first_log_ratios = [], [], []
+    for parts in updates:
+        optimiser.zero_grad(set_to_none=True)  # an interrupted update may have left gradients
+        rows = sum(_size(part) for part in parts)
         for part in parts:
-            chosen = select(cond, part, group_size)
-            share = (part.stop - part.start) / rows / len(plan.trained)
-            for n, i in enumerate(plan.trained):
-                for (
-                    name,
-                    module,
-                ) in (
-                    policy.modules.items()
-                ):  # a module's gradients are exchanged in its last backward pass
-                    exchange_gradients(module, part is parts[-1] and n == last.get(name))
-                before, after = (
-                    kept[n, part].to(policy.device, non_blocking=True)
-                    for kept in (rollout.x, rollout.x_next)
-                )
-                velocity = policy.velocity(before, plan.sigmas[i], chosen)
-                log_prob = plan.step(i, before, velocity, x_next=after).log_prob
-                log_ratio = log_prob - rollout.log_prob[n, part]
-                second = None if auxiliary is None else auxiliary[part]
-                loss = share * surrogate_loss(log_ratio, main[part], second, clip_range)
+            share = _size(part) / rows / len(trained)
+            main, auxiliary = _rows(advantages.main, part), _rows(advantages.auxiliary, part)
+            cond = select(batch.cond, part.rows, batch.group_size)
+            for n in trained:
+                _exchange_in_last_pass(policy, batch.steps, n, part is parts[-1])
+                log_ratio = log_ratio_of(policy, cond, batch.steps, part, n)
+                loss = share * surrogate_loss(log_ratio, main, auxiliary, clip_range)
                 accelerator.backward(loss)
                 if not norms:
-                    drift.append(log_ratio.detach().abs().max())
-                seen = share * ratio_diagnostics(log_ratio, main[part], clip_range)
-                logged.append(torch.cat([loss.detach()[None], seen]))
-        reached = [group for group in groups if any(p.grad is not None for p in group)]
-        norm = torch.stack([clip_gradients(group, max_grad_norm) for group in reached]).norm()
-        if not torch.isfinite(norm):
-            optimiser.zero_grad(set_to_none=True)
-            raise FloatingPointError(
-                "the gradient is not finite: lower the learning rate or the noise level"
-            )
-        optimiser.step()
+                    first_log_ratios.append(log_ratio.detach().abs().max())
+                diagnostics = share * ratio_diagnostics(log_ratio, main, clip_range)
+                logged.append(torch.cat([loss.detach()[None], diagnostics]))
+        norms.append(_optimiser_step(optimiser, config.optimiser.max_grad_norm))
+    sums = torch.cat([torch.stack(logged).sum(0), torch.stack(norms).sum()[None]])
+    means = accelerator.reduce(sums / len(updates), "mean").tolist()
+    first = accelerator.gather(torch.stack(first_log_ratios).max()).max().item()
+    return dict(zip(LOGGED, means, strict=True)) | {"first_log_ratio": first}
+
+
+def log_ratio_of(policy, cond: dict[str, Tensor], steps: Steps, part: Part, n: int) -> Tensor:
+    """(b,): log importance ratio of the n-th trained step under the current weights.
+
+    cond: one row per row of the part. Gradients reach the policy.
+    """
+    i = steps.trained[n]
+    before = part.x[n].to(policy.device, non_blocking=True)
+    after = part.x_next[n].to(policy.device, non_blocking=True)
+    velocity = policy.velocity(before, steps.sigmas[i], cond)
+    log_prob = steps.take(i, before, velocity, x_next=after).log_prob
+    return log_prob - part.log_prob[n]
+
+
+def _by_update(parts: list[Part], config: Config) -> list[list[Part]]:
+    """The parts of each optimiser step, in order, for all epochs."""
+    per_update = len(parts) // config.optimiser.updates
+    starts = range(0, len(parts), per_update)
+    return [parts[start : start + per_update] for start in starts] * config.optimiser.epochs
+
+
+def _size(part: Part) -> int:
+    return part.rows.stop - part.rows.start
+
+
+def _rows(advantages: Tensor | None, part: Part) -> Tensor | None:
+    return None if advantages is None else advantages.flatten()[part.rows]
+
+
+def _exchange_in_last_pass(policy, steps: Steps, n: int, last_part: bool) -> None:
+    """Let processes exchange the gradients of each module in its last backward pass of the update.
+
+    Of two experts, each predicts only some of the trained steps.
+    """
+    last_pass = {}
+    for m, i in enumerate(steps.trained):
+        last_pass[_module_at(policy, steps.sigmas[i])] = m
+    for name, module in policy.modules.items():
+        exchange_gradients(module, last_part and n == last_pass.get(name))
+
+
+def _module_at(policy, sigma: float) -> str:
+    """The name of the module that predicts at this level: one of two experts, or the only one."""
+    return policy.expert(sigma) if hasattr(policy, "expert") else next(iter(policy.modules))
+
+
+def _optimiser_step(optimiser: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """Clip the gradients, make the step and return the gradient norm before clipping.
+
+    Each group of parameters is one module, clipped for itself, so that the gradient of one expert
+    does not scale the other's. A module that made none of the steps has no gradients.
+    """
+    groups = [group["params"] for group in optimiser.param_groups]
+    reached = [group for group in groups if any(p.grad is not None for p in group)]
+    norm = torch.stack([clip_gradients(group, max_norm) for group in reached]).norm()
+    if not torch.isfinite(norm):
         optimiser.zero_grad(set_to_none=True)
-        norms.append(norm)
-    means = torch.cat([torch.stack(logged).sum(0), torch.stack(norms).sum()[None]]) / len(batches)
-    names = ("loss", "clip_up", "clip_down", "approx_kl", "grad_norm")
-    result = dict(zip(names, accelerator.reduce(means, "mean").tolist(), strict=True))
-    return result | {"first_log_ratio": accelerator.gather(torch.stack(drift).max()).max().item()}
+        raise FloatingPointError(
+            "the gradient is not finite: lower optimiser.learning_rate or sampling.noise_level"
+        )
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return norm

@@ -1,59 +1,72 @@
-"""Policies over diffusers pipelines. A policy encodes prompts, predicts velocities and decodes latents; it knows no rewards."""
+"""Generators: policies over diffusers pipelines.
+
+A policy encodes prompts, predicts velocities and decodes latents. It knows nothing of rewards.
+"""
 
 from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from inspect import signature
 from pathlib import Path
 
 from bpgo.files import cached_snapshot, check_weights, from_hub, resolve
+from bpgo.registry import TABLES, arguments, find
 
 
-def load_generator(path_or_hub_id: str, **options):
-    """The policy for a diffusers folder, a shipped name (`tiny-flux`) or a hub id, by the pipeline class in its model_index.json.
+def load_generator(path_or_hub_id: str, policy: str | None = None, **options):
+    """The policy for a diffusers folder, a shipped name (`tiny-flux`) or a hub id.
 
-    options: dtype, device, height, width (pixels), guidance, max_sequence_length; for Wan also frames, guidance_2, cfg_gradient and
-    negative_prompt: see the policies. Raises FileNotFoundError for a folder that is no pipeline, ValueError for damaged weights, a class
-    without a policy, or an option that its policy has not, OSError for a hub id that cannot be fetched.
+    The class of the pipeline in its model_index.json determines the policy. policy: a class of your
+    own instead, as `module:attribute`. It is called with the options, and with `path`, `dtype` and
+    `device` if its signature has them. options: dtype, device, height, width (pixels), guidance,
+    max_sequence_length; for Wan also frames, guidance_2, cfg_gradient and negative_prompt.
+
+    Raises FileNotFoundError for a folder that is not a pipeline, ValueError for damaged weights, a
+    pipeline without a policy and an option that the policy does not have, and OSError for a hub id
+    that cannot be fetched.
     """
-    from bpgo.generators.flux import FluxPolicy
-    from bpgo.generators.wan import WanPolicy
-
-    policies = {
-        "FluxPipeline": FluxPolicy,
-        "WanPipeline": WanPolicy,
-        "WanImageToVideoPipeline": WanPolicy,
-    }
+    placement = {name: options.pop(name) for name in ("dtype", "device") if name in options}
+    if policy is not None and policy not in TABLES["generator"]:
+        found = find("generator", policy)
+        offered = {"path": path_or_hub_id} | placement
+        return found(**arguments(found, offered, options, f"generator {policy!r}"))
     place = resolve(path_or_hub_id)
-    if isinstance(place, Path):
-        index = place / "model_index.json"
-        if not index.is_file():
-            raise FileNotFoundError(
-                f"{place} is not a diffusers pipeline: it has no model_index.json"
-            )
-        check_weights(place)
-    else:
-        from huggingface_hub import hf_hub_download
+    index = _check_pipeline(place) if isinstance(place, Path) else _fetch_index(place)
+    kind = policy or _pipeline_class(index)
+    if kind not in TABLES["generator"]:
+        known = ", ".join(TABLES["generator"])
+        raise ValueError(
+            f"{path_or_hub_id} is a {kind}, for which there is no policy (there are policies for "
+            f"{known}): write one and name it in generator.policy"
+        )
+    found = find("generator", kind)
+    options = arguments(found, {}, options, f"{path_or_hub_id} ({kind})")
+    with nullcontext() if isinstance(place, Path) else from_hub(place, "generator"):
+        return found.load(place, **placement, **options)
 
-        with from_hub(place, "generator"):
-            index = Path(hf_hub_download(place, "model_index.json"))
-        if (folder := cached_snapshot(place)) is not None:
-            check_weights(folder)
+
+def _check_pipeline(folder: Path) -> Path:
+    """The model_index.json of a folder whose weights are intact."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise FileNotFoundError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
+    check_weights(folder)
+    return index
+
+
+def _fetch_index(hub_id: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with from_hub(hub_id, "generator"):
+        index = Path(hf_hub_download(hub_id, "model_index.json"))
+    folder = cached_snapshot(hub_id)
+    if folder is not None:
+        check_weights(folder)
+    return index
+
+
+def _pipeline_class(index: Path) -> str:
     try:
-        name = json.loads(index.read_text())["_class_name"]
+        return json.loads(index.read_text())["_class_name"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{index} is damaged (it names no pipeline class): copy or make it again"
-        ) from None
-    if name not in policies:
-        raise ValueError(
-            f"{path_or_hub_id} is a {name}; there are policies for {', '.join(policies)}"
-        )
-    known = {*signature(policies[name]).parameters, "dtype", "device"} - {"pipeline"}
-    if unknown := [option for option in options if option not in known]:
-        raise ValueError(
-            f"{path_or_hub_id} is a {name}, which has no {', '.join(unknown)}; it has {', '.join(sorted(known))}"
-        )
-    with from_hub(place, "generator") if isinstance(place, str) else nullcontext():
-        return policies[name].load(place, **options)
+        raise ValueError(f"{index} is damaged, it names no pipeline class: copy it again") from None

@@ -1,134 +1,198 @@
-"""Rewards: `reward(pixels, prompts) -> (B,)` float32, higher is better. They know pixels and prompts, nothing of training."""
+"""Rewards: `reward(pixels, prompts) -> (B,)` float32, higher is better.
+
+They know pixels and prompts, and nothing of training. pixels are (B, 3, H, W) images or
+(B, F, 3, H, W) videos in [0, 1].
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import nullcontext
-from difflib import get_close_matches
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bpgo.files import cached_snapshot, check_weights, from_hub, resolve
+from bpgo.registry import TABLES, arguments, find
 
 Reward = Callable[[Tensor, list[str]], Tensor]
 
 
 class RewardError(ValueError):
-    """A reward raised, or returned something that cannot be trained on."""
+    """A reward raised an error, or returned something that cannot be trained on."""
 
 
-REWARDS = {  # name: the module (or function) that loads it, with these options, and the published weights
-    "clip": ("clip", {}, "openai/clip-vit-large-patch14"),
-    "pickscore": ("clip", {"logit_scale": True}, "yuvalkirstain/PickScore_v1"),
-    "hpsv2": ("hpsv2", {"version": "v2.1"}, "xswu/HPSv2"),
-    "hpsv2.0": ("hpsv2", {"version": "v2.0"}, "xswu/HPSv2"),
-    "image_reward": ("image_reward", {}, "THUDM/ImageReward"),
-    "image_grid": ("image_grid", {}, None),
-    "video_clip_xl": ("video_clip_xl", {}, "alibaba-pai/VideoCLIP-XL"),
-    "video_align": ("video_align", {}, "KwaiVGI/VideoReward"),
-    "video_align_vq": ("video_align", {"dimension": "vq"}, "KwaiVGI/VideoReward"),
-    "video_align_mq": ("video_align", {"dimension": "mq"}, "KwaiVGI/VideoReward"),
-    "video_align_ta": ("video_align", {"dimension": "ta"}, "KwaiVGI/VideoReward"),
-    "qwen3_vl_embedding": ("qwen3_vl_embedding", {}, "Qwen/Qwen3-VL-Embedding-2B"),
-}
+# ---------------------------------------------------------------------------------------- loading
 
 
 def load_reward(
-    name: str, path_or_hub_id: str | Path | None = None, device: str = "cpu", scale: float = 1.0
+    name: str,
+    path_or_hub_id: str | Path | None = None,
+    device: str = "cpu",
+    scale: float = 1.0,
+    **options,
 ) -> Reward:
-    """A reward by name, with its weights from a folder, a shipped name (`tiny-reward`) or a hub id (None: the published one).
+    """A reward by name, with its weights from a folder, a shipped name or a hub id.
 
-    Its values are multiplied by scale. Raises ValueError for an unknown name (with the nearest) or damaged weights, FileNotFoundError for
-    missing ones, OSError for a hub id that cannot be fetched. The reward it returns raises as `checked`.
+    name: one of the registry, or `module:attribute`. An attribute that is a function is the reward
+    itself. An attribute that is a class is instantiated with `path`, `device` (if its signature has
+    them) and the options, and moved to the device if it is a torch module.
+    path_or_hub_id: None loads the published weights. options: further arguments of the loader.
+    The values are multiplied by `scale`.
+
+    Raises ValueError for an unknown name (with the nearest known one), an unknown option or damaged
+    weights, FileNotFoundError for missing weights and OSError for a hub id that cannot be fetched.
+    The reward that is returned raises errors as `checked` does.
     """
-    if name not in REWARDS:
-        near = get_close_matches(name, REWARDS, 1)
-        raise ValueError(
-            f"unknown reward {name!r}"
-            + (f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(REWARDS)}")
-        )
-    module, options, published = REWARDS[name]
-    if path_or_hub_id is None and published is None:
-        raise FileNotFoundError(f"the reward {name!r} needs a folder of weights: give its path")
-    place = resolve(path_or_hub_id or published)
-    if (folder := place if isinstance(place, Path) else cached_snapshot(place)) is not None:
-        check_weights(folder)
-    load = module if callable(module) else import_module(f".{module}", __package__).load
-    with from_hub(place, f"reward {name!r}") if isinstance(place, str) else nullcontext():
-        model, score = load(place, **options)
-    model.to(device)
-    return partial(
-        checked,
-        score if scale == 1 else lambda pixels, prompts: scale * score(pixels, prompts),
-        name,
-    )
+    if name in TABLES["reward"]:
+        score = _load_known(name, path_or_hub_id, device, options)
+    else:
+        score = _load_own(name, path_or_hub_id, device, options)
+    return partial(checked, score if scale == 1 else partial(_scaled, score, scale), name)
 
 
-def load_rewards(settings: list, device: str = "cpu") -> dict[str, Reward]:
-    """By name, the rewards that settings (config.Reward) describe; a second of one name is `name-2`. Raises as `load_reward`."""
+def load_rewards(configs: list, device: str = "cpu") -> dict[str, Reward]:
+    """The rewards of these `RewardConfig`s, by name. The second with a name is called `name-2`."""
     from bpgo.rewards.worker import Worker
 
     rewards = {}
-    for s in settings:
-        name = next(
-            n for n in (s.name, *(f"{s.name}-{i}" for i in range(2, 99))) if n not in rewards
-        )
-        given = s.name, s.path, s.device or device, s.scale
-        rewards[name] = Worker(*given, s.time_limit) if s.process else load_reward(*given)
+    for c in configs:
+        given = dict(name=c.name, path_or_hub_id=c.path, device=c.device or device, scale=c.scale)
+        load = partial(Worker, time_limit=c.time_limit) if c.process else load_reward
+        rewards[_unused(c.name, rewards)] = load(**given, **c.options)
     return rewards
+
+
+def published_weights(name: str) -> str | None:
+    """The hub id of a reward's published weights; None if there are none."""
+    if name not in TABLES["reward"]:
+        return None
+    default = inspect.signature(find("reward", name)).parameters["path"].default
+    return None if default is inspect.Parameter.empty else default
+
+
+def _load_known(name: str, path: str | Path | None, device: str, options: dict) -> Reward:
+    path = path or published_weights(name)
+    if path is None:
+        raise FileNotFoundError(f"reward {name!r} has no published weights: set reward.path")
+    load, place = find("reward", name), resolve(path)
+    options = arguments(load, {}, options, f"reward {name!r}")
+    folder = place if isinstance(place, Path) else cached_snapshot(place)
+    if folder is not None:
+        check_weights(folder)
+    with nullcontext() if isinstance(place, Path) else from_hub(place, f"reward {name!r}"):
+        model, score = load(place, **options)
+    model.to(device)
+    return score
+
+
+def _load_own(name: str, path: str | Path | None, device: str, options: dict) -> Reward:
+    found = find("reward", name)
+    if not isinstance(found, type):
+        if path is not None or options:
+            raise ValueError(
+                f"reward {name!r} is a function, which takes no path and no options: "
+                f"write a class whose __init__ takes them"
+            )
+        return found
+    offered = {"device": device} | ({} if path is None else {"path": path})
+    score = found(**arguments(found, offered, options, f"reward {name!r}"))
+    if isinstance(score, torch.nn.Module):
+        score.to(device)
+    return score
+
+
+def _scaled(score: Reward, scale: float, pixels: Tensor, prompts: list[str]) -> Tensor:
+    return scale * score(pixels, prompts)
+
+
+def _unused(name: str, taken: dict) -> str:
+    number = 1
+    unused = name
+    while unused in taken:
+        number += 1
+        unused = f"{name}-{number}"
+    return unused
+
+
+# ---------------------------------------------------------------------------------------- scoring
 
 
 def submit(
     rewards: dict[str, Reward], pixels: Tensor, prompts: list[str]
-) -> Callable[[], dict[str, Tensor]]:
-    """Have all rewards score the same samples, those in processes of their own meanwhile; call the result for (B,) scores by name."""
-    elsewhere = {
-        name: reward.submit(pixels, prompts)
-        for name, reward in rewards.items()
-        if hasattr(reward, "submit")
-    }
-    here = {
-        name: reward(pixels, prompts) for name, reward in rewards.items() if name not in elsewhere
-    }
-    return lambda: {name: here[name] if name in here else elsewhere[name]() for name in rewards}
+) -> dict[str, Future[Tensor]]:
+    """Score the same samples with all rewards, by name.
+
+    Rewards in a process of their own start at once and are not waited for. The others are complete
+    when this returns, and their errors are raised here.
+    """
+    answers = {}
+    for name, reward in rewards.items():
+        if hasattr(reward, "submit"):
+            answers[name] = reward.submit(pixels, prompts)
+    for name, reward in rewards.items():
+        if name not in answers:
+            answers[name] = Future()
+            answers[name].set_result(reward(pixels, prompts))
+    return answers
+
+
+def collect(answers: list[dict[str, Future[Tensor]]]) -> dict[str, Tensor]:
+    """(B,) scores of all micro-batches by reward, once they are complete."""
+    return {name: torch.cat([part[name].result() for part in answers]) for name in answers[0]}
 
 
 def total(rewards: dict[str, Reward]) -> Reward:
-    """The sum of several rewards, as one."""
-    return lambda pixels, prompts: sum(submit(rewards, pixels, prompts)().values())
+    """The sum of several rewards, as one reward."""
+
+    def summed(pixels: Tensor, prompts: list[str]) -> Tensor:
+        scores = collect([submit(rewards, pixels, prompts)])
+        return sum(scores[name] for name in rewards)
+
+    return summed
 
 
 def checked(reward: Reward, name: str, pixels: Tensor, prompts: list[str]) -> Tensor:
-    """Call a reward and refuse, with RewardError, anything but B finite numbers. The result is float32 on the pixels' device.
+    """(B,) float32 values of a reward, on the device of the pixels.
 
-    pixels: (B, 3, H, W) pictures or (B, F, 3, H, W) videos in [0, 1]. Where memory runs out, the error is MemoryError.
+    Raises RewardError, with the reward's name, for anything but B finite numbers and for whatever
+    the reward raises; MemoryError if it runs out of memory.
     """
-    samples = "videos" if pixels.ndim == 5 else "pictures"
+    samples = "videos" if pixels.ndim == 5 else "images"
     if len(pixels) != len(prompts):
         raise RewardError(f"reward {name!r}: {len(pixels)} {samples} for {len(prompts)} prompts")
     try:
         values = torch.as_tensor(reward(pixels, prompts), dtype=torch.float32, device=pixels.device)
     except RewardError:
         raise
-    except Exception as error:  # a reward is anyone's code: whatever it raises, the run must say which reward it was
-        if isinstance(
-            error, (torch.OutOfMemoryError, MemoryError)
-        ) or "can't allocate memory" in str(error):  # the run names its knobs
+    except (
+        Exception
+    ) as error:  # a reward is anyone's code: the message must say which reward it was
+        if is_out_of_memory(error):
             raise MemoryError(
-                f"reward {name!r} (reward.device puts it elsewhere, such as cpu): {error}"
+                f"reward {name!r} (reward.device moves it elsewhere, for example to cpu): {error}"
             ) from error
         raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
     if values.shape != (len(prompts),):
         raise RewardError(
-            f"reward {name!r} returned shape {tuple(values.shape)} for {len(prompts)} {samples}; it must be ({len(prompts)},)"
+            f"reward {name!r} returned shape {tuple(values.shape)} for {len(prompts)} {samples}; "
+            f"it must be ({len(prompts)},)"
         )
     bad = (~values.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise RewardError(
-            f"reward {name!r} returned {values[bad[0]].item()} for prompt {prompts[bad[0]]!r} ({len(bad)} of {len(values)} not finite)"
+            f"reward {name!r} returned {values[bad[0]].item()} for prompt {prompts[bad[0]]!r} "
+            f"({len(bad)} of {len(values)} values are not finite)"
         )
     return values
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out. On the CPU, torch raises a plain RuntimeError."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,109 +1,103 @@
-"""A reward in a process of its own: it scores while the next samples are made, on any device, and can be given up on."""
+"""A reward in a process of its own: it scores while the next samples are drawn, on any device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import queue
+import threading
+from concurrent.futures import Future
 
 import torch.multiprocessing
 from torch import Tensor
 
-from bpgo.rewards import Reward, RewardError, load_reward
+from bpgo.rewards import RewardError, load_reward
 
 
 class Worker:
-    """`load_reward` with these arguments, elsewhere. Called it is a reward; `submit` does not wait for the scores.
+    """`load_reward` with these arguments in another process. Calling it waits for the scores.
 
-    time_limit: seconds for one call; a process that takes longer is ended. Raises what `load_reward` raises; later as `checked`, and
-    RewardError if the process dies. Samples travel in shared memory (in a container, mind its --shm-size).
+    time_limit: seconds for one call; a process that takes longer is ended. The constructor raises
+    what `load_reward` raises. Calls raise errors as `checked` does, and RewardError if the process
+    ends. Samples travel in shared memory (in a container, set a sufficient --shm-size).
     """
 
-    def __init__(
-        self,
-        name: str,
-        path: str | None,
-        device: str = "cpu",
-        scale: float = 1.0,
-        time_limit: float = 600.0,
-    ):
+    def __init__(self, name: str, *, time_limit: float = 600.0, **given):
         context = torch.multiprocessing.get_context("spawn")
-        self.name, self.time_limit, self.sent, self.answers = name, time_limit, 0, {}
+        self.name, self.time_limit = name, time_limit
         self.pipe, other = context.Pipe()
-        self.process = context.Process(
-            target=_serve, args=(other, name, path, device, scale), daemon=True
-        )
+        arguments = (other, {"name": name} | given)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
-        other.close()  # else its end would not be seen here
-        self._receive()
+        other.close()  # otherwise the end of the process would not be noticed here
+        self._receive()  # an error of load_reward, or None
+        self.calls: queue.SimpleQueue[tuple[Future, Tensor, list[str]]] = queue.SimpleQueue()
+        threading.Thread(target=self._answer_calls, daemon=True).start()
 
-    def submit(self, pixels: Tensor, prompts: list[str]) -> Callable[[], Tensor]:
-        """Begin to score; call what is returned for the (B,) scores, on the pixels' device."""
-        try:
-            self.pipe.send((self.sent, pixels.cpu(), [str(p) for p in prompts]))
-        except OSError:
-            raise self._dead() from None
-        self.sent += 1
-        return partial(self._answer, self.sent - 1, pixels.device)
+    def submit(self, pixels: Tensor, prompts: list[str]) -> Future[Tensor]:
+        """Start to score. The future gives the (B,) scores, on the device of the pixels."""
+        future: Future[Tensor] = Future()
+        self.calls.put((future, pixels, [str(prompt) for prompt in prompts]))
+        return future
 
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        return self.submit(pixels, prompts)()
+        return self.submit(pixels, prompts).result()
 
     def close(self) -> None:
         """End the process."""
-        self.pipe.close()
         self.process.kill()
         self.process.join()
+        self.pipe.close()
 
-    def _answer(self, number: int, device) -> Tensor:
-        while (
-            number not in self.answers
-        ):  # those of an interrupted iteration come first, and are dropped with it
-            self._receive()
-        found = self.answers.pop(number)
-        self.answers = {n: values for n, values in self.answers.items() if n > number}
-        if isinstance(found, Exception):
-            raise found
-        return found.to(device)
+    def _answer_calls(self) -> None:
+        """One call after the other, in a thread of its own."""
+        while True:
+            future, pixels, prompts = self.calls.get()
+            try:
+                self.pipe.send((pixels.cpu(), prompts))
+                future.set_result(self._receive().to(pixels.device))
+            except OSError:
+                future.set_exception(self._ended())
+            except Exception as error:  # raised where the result is asked for
+                future.set_exception(error)
 
-    def _receive(self) -> None:
+    def _receive(self):
         try:
             if not self.pipe.poll(self.time_limit):
                 self.close()
                 raise RewardError(
-                    f"reward {self.name!r} gave no answer in {self.time_limit:g} s and was ended: look at what it waits for, "
-                    "or raise its time_limit; the same command goes on with the run"
+                    f"reward {self.name!r} did not answer within {self.time_limit:g} s and its "
+                    f"process was ended: find out what it waits for, or raise its time_limit, and "
+                    f"rerun the same command to resume"
                 )
-            number, found = self.pipe.recv()
+            answer = self.pipe.recv()
         except (EOFError, OSError):
-            raise self._dead() from None
-        if number is None and isinstance(found, Exception):
-            raise found
-        if number is not None:
-            self.answers[number] = found
+            raise self._ended() from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-    def _dead(self) -> RewardError:
+    def _ended(self) -> RewardError:
         self.process.join(5)
         code = self.process.exitcode
+        reason = ": out of memory?" if code == -9 else ""
         return RewardError(
-            f"the process of reward {self.name!r} has ended with exit code {code}"
-            + (": out of memory?" * (code == -9))
+            f"the process of reward {self.name!r} ended with exit code {code}{reason}"
         )
 
 
-def _serve(pipe, name: str, path: str | None, device: str, scale: float) -> None:
+def _serve(pipe, given: dict) -> None:
+    """What the process runs: load the reward, then answer calls until the pipe is closed."""
     try:
-        reward: Reward = load_reward(name, path, device, scale)
-        pipe.send((None, None))
-    except Exception as error:  # handed to the one who asked
-        pipe.send((None, error))
+        reward = load_reward(**given)
+    except Exception as error:  # raised in the process that asked
+        pipe.send(error)
         return
+    pipe.send(None)
     while True:
         try:
-            number, pixels, prompts = pipe.recv()
+            pixels, prompts = pipe.recv()
         except EOFError:
             return
         try:
-            pipe.send((number, reward(pixels, prompts)))
-        except Exception as error:
-            known = isinstance(error, (RewardError, MemoryError))
-            pipe.send((number, error if known else RewardError(f"{type(error).__name__}: {error}")))
+            pipe.send(reward(pixels, prompts))
+        except (RewardError, MemoryError) as error:
+            pipe.send(error)
