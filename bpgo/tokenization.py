@@ -1,30 +1,45 @@
-"""Prompts to token ids, refusing what the text encoder cannot read."""
+"""Prompts to token ids, refusing words that the text encoder cannot read."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 def tokenize(tokenizer, prompts: list[str], max_length: int):
-    """Padded token ids and mask. Longer prompts are cut, as upstream does; unknown words raise ValueError."""
+    """Token ids and mask, padded to `max_length`; longer prompts are cut, as upstream does.
+
+    Raises ValueError for words that the tokenizer does not know.
+    """
     refuse_unknown_words(tokenizer, prompts)
+    return padded(tokenizer, prompts, max_length)
+
+
+def padded(tokenizer, prompts: list[str], max_length: int):
+    """Token ids and mask, padded or cut to `max_length`, without a check of the words."""
     return tokenizer(
         prompts, padding="max_length", max_length=max_length, truncation=True, return_tensors="pt"
     )
 
 
+def refuse_empty(prompts: list[str], clean: Callable[[str], str] = str.strip) -> None:
+    """Raise ValueError for an empty list, and for prompts that are not text or empty when clean."""
+    if not prompts or not all(isinstance(p, str) and clean(p) for p in prompts):
+        raise ValueError(f"prompts must be a non-empty list of non-empty strings, not {prompts!r}")
+
+
 def refuse_unknown_words(tokenizer, prompts: list[str]) -> None:
-    """Raise ValueError naming the prompt and the words for which the tokenizer has no token but `unk`."""
+    """Raise ValueError, naming the prompt, for words of which the tokenizer makes `unk` tokens."""
     unknown = tokenizer.unk_token_id
-    if (
-        unknown is None or unknown == tokenizer.eos_token_id
-    ):  # byte-level tokenizers (CLIP) spell any word
-        return
+    if unknown is None or unknown == tokenizer.eos_token_id:
+        return  # byte-level tokenizers (CLIP) spell any word
     for prompt, ids in zip(prompts, tokenizer(prompts)["input_ids"], strict=True):
-        if unknown in ids:
-            words = [
-                w
-                for w in prompt.split()
-                if unknown in tokenizer(w, add_special_tokens=False)["input_ids"]
-            ]
-            raise ValueError(
-                f"prompt {prompt!r} has words that the text encoder does not know: {', '.join(words) or '?'}"
-            )
+        if unknown not in ids:
+            continue
+        words = []
+        for word in prompt.split():
+            if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]:
+                words.append(word)
+        raise ValueError(
+            f"prompt {prompt!r} has words that the text encoder does not know: "
+            f"{', '.join(words) or '?'}"
+        )

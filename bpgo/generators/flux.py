@@ -1,4 +1,4 @@
-"""FLUX as a policy: text-to-image with a guidance embedding. One file for the tiny pipeline and for FLUX.1-dev."""
+"""FLUX as a policy: text-to-image with a guidance embedding, from the tiny one to FLUX.1-dev."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bpgo.generators.lora import add_lora, save_lora
 from bpgo.generators.offload import Placed
-from bpgo.tokenization import refuse_unknown_words
+from bpgo.tokenization import padded, refuse_empty, refuse_unknown_words
 
 LORA_TARGETS = (
     "attn.to_q",
@@ -24,11 +24,13 @@ LORA_TARGETS = (
 
 
 class FluxPolicy(Placed):
-    """A `FluxPipeline` seen as a policy.
+    """A policy over a `FluxPipeline`.
 
-    height, width: pixels, multiples of twice the autoencoder's factor; by default the autoencoder's own. guidance: the distilled
-    guidance scale, embedded if the transformer has `guidance_embeds` and unused otherwise. max_sequence_length: T5 tokens; by
-    default what the tokenizer says, at most 512. Padding is encoded and attended to, as the published pipeline does.
+    height, width: pixels, multiples of twice the autoencoder's factor; by default the size of the
+    autoencoder. guidance: the distilled guidance scale, which is embedded if the transformer has
+    `guidance_embeds` and ignored otherwise. max_sequence_length: number of T5 tokens; by default
+    that of the tokenizer, at most 512. Padding is encoded and attended to, as in the published
+    pipeline. Raises ValueError for sizes that do not divide.
     """
 
     encoders = ("text_encoder", "text_encoder_2")
@@ -41,36 +43,31 @@ class FluxPolicy(Placed):
         guidance: float = 3.5,
         max_sequence_length: int | None = None,
     ):
-        height, width = (
-            pipeline.vae.config.sample_size if side is None else side for side in (height, width)
-        )
+        height = pipeline.vae.config.sample_size if height is None else height
+        width = pipeline.vae.config.sample_size if width is None else width
         multiple = 2 * pipeline.vae_scale_factor
         if height <= 0 or width <= 0 or height % multiple or width % multiple:
             raise ValueError(
-                f"height and width must be positive multiples of {multiple} pixels, not {height} x {width}"
+                f"height and width must be positive multiples of {multiple} pixels, "
+                f"not {height} x {width}"
             )
+        longest = pipeline.tokenizer_2.model_max_length
         self.pipeline = pipeline
         self.height, self.width, self.guidance = height, width, guidance
-        self.max_sequence_length = max_sequence_length or min(
-            512, pipeline.tokenizer_2.model_max_length
-        )
+        self.max_sequence_length = max_sequence_length or min(512, longest)
         self.config = pipeline.transformer.config
-        for part in (
-            pipeline.transformer,
-            pipeline.vae,
-            pipeline.text_encoder,
-            pipeline.text_encoder_2,
-        ):
-            part.requires_grad_(False).eval()
-        self.modules = {
-            "transformer": pipeline.transformer
-        }  # what is trained, by its name in the pipeline
+        self.modules = {"transformer": pipeline.transformer}  # those that are trained, by name
+        for name in ("transformer", "vae", *self.encoders):
+            getattr(pipeline, name).requires_grad_(False).eval()
 
     @classmethod
     def load(
         cls, path, dtype: torch.dtype | str = torch.float32, device: str = "cpu", **options
     ) -> FluxPolicy:
-        """From a folder or hub id. dtype: of the weights ("float32", "bfloat16" or a torch.dtype)."""
+        """The policy of a folder or hub id.
+
+        dtype: of the weights, "float32", "bfloat16" or a torch.dtype. options: as for `FluxPolicy`.
+        """
         from diffusers import FluxPipeline
 
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -79,109 +76,108 @@ class FluxPolicy(Placed):
     def latent_shape(
         self, height: int | None = None, width: int | None = None, frames: int = 1
     ) -> tuple[int, int, int]:
-        """(channels, h, w) of one picture's latent, unpacked."""
+        """The shape (channels, h, w) of one image's latent, unpacked."""
         if frames != 1:
-            raise ValueError(f"FLUX makes pictures: frames must be 1, not {frames}")
+            raise ValueError(f"FLUX makes images: frames must be 1, not {frames}")
         factor = self.pipeline.vae_scale_factor
-        return (
-            self.config.in_channels // 4,
-            (height or self.height) // factor,
-            (width or self.width) // factor,
-        )
+        height, width = height or self.height, width or self.width
+        return self.config.in_channels // 4, height // factor, width // factor
 
     @torch.no_grad()
     def encode(self, prompts: list[str], images=None) -> dict[str, Tensor]:
-        """Prompts to conditions, one row each: `text` (B, L, D) from T5 and `pooled` (B, P) from CLIP.
+        """Encode prompts, one row per prompt: `text` (B, L, D) from T5, `pooled` (B, P) from CLIP.
 
-        Raises ValueError for an empty list, for words outside the tokenizer's, and for images (FLUX takes none).
+        Raises ValueError as `check`.
         """
         self.check(prompts, images)
         return self.embed(prompts)
 
     def check(self, prompts: list[str], images=None) -> None:
-        """Raise ValueError, naming the first, for what `encode` would refuse. Cheap: nothing is encoded."""
+        """Check prompts without encoding them, which is cheap.
+
+        Raises ValueError for an empty list or prompt, for words that the tokenizer does not know,
+        and for images, which FLUX does not take.
+        """
         if images is not None:
             raise ValueError("FLUX is text-to-image: it takes no images")
-        if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
-            raise ValueError(
-                f"prompts must be a non-empty list of non-empty strings, not {prompts!r}"
-            )
+        refuse_empty(prompts)
         refuse_unknown_words(self.pipeline.tokenizer_2, prompts)
 
     def embed(self, prompts: list[str]) -> dict[str, Tensor]:
-        """`encode` without its checks and with gradients into the text encoders, for training these."""
+        """`encode` without its checks and with gradients, for training the text encoders."""
         p = self.pipeline
-        ids = [
-            tokenizer(
-                prompts,
-                padding="max_length",
-                max_length=length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            for tokenizer, length in (
-                (p.tokenizer_2, self.max_sequence_length),
-                (p.tokenizer, p.tokenizer_max_length),
-            )
-        ]
+        t5_ids = padded(p.tokenizer_2, prompts, self.max_sequence_length).input_ids
+        clip_ids = padded(p.tokenizer, prompts, p.tokenizer_max_length).input_ids
         self.at_work(*self.encoders)
-        text = p.text_encoder_2(ids[0].to(self.device))[0]
-        pooled = p.text_encoder(ids[1].to(self.device)).pooler_output
+        text = p.text_encoder_2(t5_ids.to(self.device))[0]
+        pooled = p.text_encoder(clip_ids.to(self.device)).pooler_output
         return {"text": text, "pooled": pooled}
 
     def velocity(self, x: Tensor, sigma: Tensor | float, cond: dict[str, Tensor]) -> Tensor:
-        """Predicted `noise - data`, same shape as x (B, C, h, w), float32. sigma in [0, 1]: a number or (B,)."""
+        """Predicted `noise - data`, float32 and of the shape of x, (B, C, h, w).
+
+        sigma: a number in [0, 1], or (B,) of them. cond: from `encode`.
+        """
         self.at_work("transformer")
-        transformer = self.modules["transformer"]
         dtype = self.pipeline.transformer.dtype
-        batch, channels, height, width = x.shape
-        packed = (
-            x.unflatten(3, (-1, 2))
-            .unflatten(2, (-1, 2))
-            .permute(0, 2, 4, 1, 3, 5)
-            .reshape(batch, -1, 4 * channels)
-        )
+        batch, _, height, width = x.shape
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(batch)
-        rows, columns = torch.meshgrid(
-            torch.arange(height // 2), torch.arange(width // 2), indexing="ij"
-        )
-        places = (
-            torch.stack([torch.zeros_like(rows), rows, columns], -1)
-            .reshape(-1, 3)
-            .to(x.device, dtype)
-        )
-        v = transformer(
-            hidden_states=packed.to(dtype),
+        guidance = None
+        if self.config.guidance_embeds:
+            guidance = torch.full((batch,), self.guidance, device=x.device)
+        text = cond["text"].to(dtype)
+        v = self.modules["transformer"](
+            hidden_states=_pack(x).to(dtype),
             timestep=sigma.to(dtype),
-            guidance=torch.full((batch,), self.guidance, device=x.device)
-            if self.config.guidance_embeds
-            else None,
+            guidance=guidance,
             pooled_projections=cond["pooled"].to(dtype),
-            encoder_hidden_states=cond["text"].to(dtype),
-            txt_ids=torch.zeros(cond["text"].shape[1], 3, device=x.device, dtype=dtype),
-            img_ids=places,
+            encoder_hidden_states=text,
+            txt_ids=torch.zeros(text.shape[1], 3, device=x.device, dtype=dtype),
+            img_ids=_positions(height // 2, width // 2).to(x.device, dtype),
             return_dict=False,
         )[0]
-        v = v.view(batch, height // 2, width // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-        return v.reshape(x.shape).float()
+        return _unpack(v, x.shape).float()
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) latents to (B, 3, H, W) pixels in [0, 1], float32."""
+        """Latents (B, C, h, w) to pixels (B, 3, H, W) in [0, 1], float32."""
         self.at_work("vae")
         vae = self.pipeline.vae
-        latents = (x / vae.config.scaling_factor + vae.config.shift_factor).to(
-            self.device, vae.dtype
-        )
-        return (vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        latents = x / vae.config.scaling_factor + vae.config.shift_factor
+        pixels = vae.decode(latents.to(self.device, vae.dtype), return_dict=False)[0]
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
     def add_lora(self, rank: int, alpha: float) -> None:
         """Train low-rank adapters on the attention projections instead of the weights."""
         add_lora(self.modules["transformer"], rank, alpha, LORA_TARGETS)
 
     def save(self, folder: Path, lora: bool) -> None:
-        """Write what plain diffusers reads: LoRA weights with their alpha (`load_lora_weights`), or the pipeline (`from_pretrained`)."""
+        """Write what plain diffusers reads.
+
+        lora: the adapters, with their alpha (for `load_lora_weights`), or else the whole pipeline
+        (for `from_pretrained`).
+        """
         if lora:
             save_lora(self.pipeline, folder)
         else:
             self.pipeline.save_pretrained(folder)
+
+
+def _pack(x: Tensor) -> Tensor:
+    """Latents (B, C, h, w) to the transformer's tokens (B, h/2 w/2, 4 C), one per 2 x 2 cells."""
+    batch, channels = x.shape[:2]
+    cells = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(batch, -1, 4 * channels)
+
+
+def _unpack(tokens: Tensor, shape: torch.Size) -> Tensor:
+    """Tokens (B, h/2 w/2, 4 C) to latents of this shape, (B, C, h, w)."""
+    batch, channels, height, width = shape
+    cells = tokens.view(batch, height // 2, width // 2, channels, 2, 2)
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(shape)
+
+
+def _positions(rows: int, columns: int) -> Tensor:
+    """(rows columns, 3): 0, the row and the column of each token."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([torch.zeros_like(row), row, column], -1).reshape(-1, 3)

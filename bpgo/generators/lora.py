@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) by peft, saved so that diffusers finds their alpha again."""
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) by peft, saved with their alpha."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from torch import nn
 
 
 def add_lora(module: nn.Module, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
-    """Add adapters to the named linear layers; only they are trained, in float32 whatever the frozen weights are.
+    """Add adapters to the linear layers whose names end in `targets`, and train only these.
 
-    Raises ValueError if none of the names is there.
+    The adapters are float32, whatever the dtype of the frozen weights. Raises ValueError if the
+    module has none of the layers.
     """
     from peft import LoraConfig
 
     if not any(name.endswith(targets) for name, _ in module.named_modules()):
         raise ValueError(
-            f"none of the LoRA targets {', '.join(targets)} is in {type(module).__name__}"
+            f"{type(module).__name__} has none of the layers for LoRA ({', '.join(targets)}): "
+            f"train all weights (generator.lora_rank=0)"
         )
     module.add_adapter(
         LoraConfig(
@@ -24,14 +26,13 @@ def add_lora(module: nn.Module, rank: int, alpha: float, targets: tuple[str, ...
         )
     )
     for p in module.parameters():
-        if (
-            p.requires_grad
-        ):  # peft gives adapters their layer's dtype: in bfloat16 small steps would round to none
+        # peft gives adapters the dtype of their layer. In bfloat16 small updates would round to 0.
+        if p.requires_grad:
             p.data = p.data.float()
 
 
 def save_lora(pipeline, folder: Path, part: str = "transformer") -> None:
-    """Write the adapters of a pipeline's transformer, or of another part of it, with the metadata that carries alpha."""
+    """Write the adapters of one part of a pipeline, with the metadata that holds their alpha."""
     from diffusers.training_utils import _collate_lora_metadata
     from peft.utils import get_peft_model_state_dict
 

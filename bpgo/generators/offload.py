@@ -1,30 +1,37 @@
-"""Frozen weights on the CPU until they are at work: text encoders, autoencoder and experts need not fit on the device together."""
+"""Frozen weights that stay on the CPU until they are needed.
+
+Text encoders, autoencoder and experts then need not fit on the device together.
+"""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Parking:
-    """Parts of a pipeline, of which `use` has the named ones on the device. Weights that are trained stay there always.
+    """The parts of a pipeline, of which `use` moves the named ones to the device.
 
-    The CPU keeps its copy of what is frozen (pinned, for a GPU), so leaving the device copies nothing.
+    Weights that are trained stay on the device. The CPU keeps its copy of the frozen ones (in
+    pinned memory for a GPU), so that nothing is copied when they leave the device.
     """
 
     def __init__(self, parts: dict[str, nn.Module], device: torch.device | str):
-        self.device, self.here = torch.device(device), set()
-        self.frozen = {name: [] for name in parts}
+        self.device = torch.device(device)
+        self.here: set[str] = set()  # the parts on the device
+        self.frozen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # each tensor and its CPU copy
         for name, part in parts.items():
+            self.frozen[name] = []
             for t in (*part.parameters(), *part.buffers()):
                 if t.requires_grad:
                     t.data = t.data.to(self.device)
-                else:
-                    t.data = t.data.pin_memory() if self.device.type == "cuda" else t.data
-                    self.frozen[name].append((t, t.data))
+                    continue
+                if self.device.type == "cuda":
+                    t.data = t.data.pin_memory()
+                self.frozen[name].append((t, t.data))
 
     def use(self, *names: str) -> None:
-        """Have these parts on the device and no other."""
+        """Move these parts to the device, and all others off it."""
         for name in self.here - set(names):
             for t, kept in self.frozen[name]:
                 t.data = kept
@@ -35,24 +42,28 @@ class Parking:
 
 
 class Placed:
-    """A policy over `pipeline` whose parts, `modules` that are trained, `encoders` of text and the vae, lie where they are needed."""
+    """A policy that can offload: the base class of those over a diffusers `pipeline`.
+
+    The parts of the pipeline are its `modules`, which are trained, the text `encoders` and the vae.
+    """
 
     encoders: tuple[str, ...]
     parking: Parking | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where it works. Weights that are to be sharded may still lie on the CPU."""
+        """Where the policy computes. Weights that will be sharded may still be on the CPU."""
         return self.parking.device if self.parking else next(self.pipeline.vae.parameters()).device
 
     def offload(self, device: torch.device | str) -> None:
-        """From now on work on this device, with only what is at work there. Call it when it is settled what is trained."""
-        self.parking = Parking(
-            {name: getattr(self.pipeline, name) for name in (*self.modules, "vae", *self.encoders)},
-            device,
-        )
+        """Compute on this device, with only the parts in use on it.
+
+        Call it once it is decided which weights are trained.
+        """
+        names = (*self.modules, "vae", *self.encoders)
+        self.parking = Parking({name: getattr(self.pipeline, name) for name in names}, device)
 
     def at_work(self, *names: str) -> None:
-        """Have these parts of the pipeline on the device."""
+        """Move these parts of the pipeline to the device, if the policy offloads."""
         if self.parking:
             self.parking.use(*names)
