@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   bpgo:
-#     smallest: {measure: accuracy}
+#     smallest: {metric: accuracy}
 #     quick: true
 #   jupytext:
 #     text_representation:
@@ -15,19 +15,19 @@
 
 # %% [markdown]
 # # 6. Does it pay to trust some rewards more than others?
-# *Seconds on one CPU core: the training was done before. Twenty minutes to read. Read notebook 2 first.*
+# *Seconds on one CPU core, because the training was done before. Twenty minutes to read. Read notebook 2 first.*
 #
-# The paper says that RAS makes training steady, that CRT makes it fast, and that both together, BPGO, beat GRPO. It shows one run of each. Here each objective is trained with several seeds from the same model, and equal seeds see equal prompts and equal noise. So a difference can be paired, and its uncertainty be stated. A fifth objective, **BGPO** (mind the letters), is the variant that the paper's institute published as code: its CRT replaces the rewards, where the paper's adds a term to the loss. What would count as a refutation was written down before the first run, in `reproduce/PLAN.md` (H1 to H4); what was made exact later is dated there.
+# The paper says that RAS makes training steady, that CRT makes it fast, and that BPGO, which has both, beats GRPO. It shows one run of each. Here each objective is trained with several seeds, all from the same model. Equal seeds see equal prompts and equal noise. So differences can be paired, and their uncertainty can be stated. A fifth objective, **TeleBoost**, is the variant that the paper's institute published as code. Its CRT replaces the rewards, while the CRT of the paper adds a term to the loss. What would refute each claim (H1 to H4) was written down in `reproduce/PLAN.md` before the first run. Details that were settled later are dated there.
 #
-# Afterwards you can read a comparison of training methods as a referee would: how many runs, what interval, how many questions were asked at once.
+# Afterwards you can read a comparison of training methods as a referee would. You will ask how many runs there are, what the interval is, and how many questions were asked at once.
 #
-# The first picture has five seeds of each objective, in four tasks: text-to-image, text-to-video, image-to-video, and text-to-image in a second world, of handwritten digits. A dot is a run, a grey line goes through the runs of one seed, a bar is the mean, the dashed line the model before training.
+# The first figure shows five seeds of each objective in four tasks: text-to-image, text-to-video, image-to-video, and text-to-image in a second world of handwritten digits. A dot is a run. A grey line connects the runs of one seed, a bar marks the mean, and the dashed line is the model before training.
 
 # %% tags=["parameters"]
 task: str = "t2i"  # t2i, t2v, i2v, or digits, the second world
-measure: str = "accuracy_specified"  # the primary measure; any other of the records
-results: str = ""  # folder of the study's results; empty, those of the repository
-output: str = ""  # folder for the record; empty, none is written
+metric: str = "accuracy_specified"  # the primary metric, or any other one of the records
+results: str = ""  # folder with the results of the study; if empty, those of the repository
+output: str = ""  # folder for the record; if empty, none is written
 
 # %%
 import matplotlib.pyplot as plt
@@ -37,261 +37,166 @@ from bpgo.analysis import plots, runs, statistics
 from bpgo.config import read_config
 from bpgo.records import record
 from reproduce.analysis import claims, evidence
+from reproduce.analysis.figures import arms
 
-plan, records = evidence.read(results)
 EXPERIMENTS = {"t2i": "ablation", "t2v": "ablation", "i2v": "ablation", "digits": "digits"}
-figure, axes = plots.new_figure(2, 2, (11, 5.6))
-for ax, (name, experiment) in zip(axes.ravel(), EXPERIMENTS.items(), strict=True):
-    plots.runs_by_arm(
-        ax,
-        evidence.so_far(plan, records, experiment, name, measure),
-        evidence.before(records, name, measure),
-    )
-    plots.labelled(
-        ax,
-        f"{name} after training",
-        "objective" if ax in axes[1] else "",
-        evidence.axis(measure) if ax in axes[:, 0] else "",
-    )
-plt.show()  # alt: Four panels, one a task: a dot for each run by objective, lines through runs of one seed, bars for means, dashed the untrained model.
-ended = evidence.final(plan, records, EXPERIMENTS[task], task, measure)
+experiment = EXPERIMENTS[task]
+plan, records = evidence.read(results)
+arms.final_by_task(plan, records, EXPERIMENTS, metric, "objective", rows=2, size=(11, 5.6))
+plt.show()  # alt: Four panels, one per task, with one dot per run by objective. Lines connect the runs of one seed, bars mark the means, and a dashed line marks the untrained model.
+ended = evidence.final(plan, records, experiment, task, metric)
 print(evidence.state(plan, records))
-print(
-    f"{task}, which the rest of this notebook is about:",
-    ended.notna().sum().to_dict(),
-    "runs of each",
-)
+print(f"{task}, the task of the rest of this notebook, has", ended.notna().sum().to_dict(), "runs")
 
 # %% [markdown]
-# A record says which code made it. Records of older code are used as well, and counted in the line above; `python reproduce/study.py again NAME` runs one once more and compares all of its numbers.
+# A record says which code made it. Records of older code are used as well and counted in the line above. `python reproduce/study.py again NAME` repeats one run and compares all of its numbers.
 #
-# **Before you read on:** the dots of one objective differ only in the seed. Is the spread within a column smaller than the distance between columns? Is the diamond of BPGO above the dot of GRPO in every seed?
+# **Before you read on:** the dots of one objective differ only in the seed. Is the variation within a column smaller than the distance between columns? Is the diamond of BPGO above the dot of GRPO in every seed?
 #
 # ## Is BPGO better than GRPO? (H1, H15)
-# Each line compares an objective with GRPO, seed by seed. `n` is the number of seeds, `low` to `high` the 95 % interval of the mean (Student's). `- grpo` is the mean less GRPO's, `from` to `to` its interval. `p` is corrected for asking four questions at once (Holm: it is multiplied by up to 4, and cut off at 1).
+# Each row compares an objective with GRPO, seed by seed. `n` is the number of seeds. `low` and `high` bound the 95 % interval of the mean (Student's). `- grpo` is the mean minus GRPO's, and `from` and `to` bound its interval. `p` is corrected for asking four questions at once (Holm: it is multiplied by up to 4, and never exceeds 1).
 #
-# Beside it stands what GRPO itself gains, the scale on which to read a difference. The plan calls H1 refuted if the interval of BPGO less GRPO holds 0 or lies below it. It means "not shown here", not that the two are equal. H15 asks the same with ten seeds in three tasks: these five, which had been read, and five new ones (intervals from ten seeds on are bootstrapped).
+# Below the table you see what GRPO itself gains. This is the scale on which to read a difference. H1 is refuted if the interval of BPGO minus GRPO contains 0 or is below it. "Refuted" then means "not shown here". It does not mean that the two are equal. H15 asks the same question with ten seeds in three tasks: these five, which had already been read, and five new ones. (From ten seeds on, intervals are bootstrapped.)
 
 # %%
 table = evidence.compare(ended, "grpo")
 print(table.round(3).to_string())
 pairs = ended[["grpo", "bpgo"]].dropna()
-within, apart = ended.std().mean(), np.ptp(ended.mean().dropna())
-print(
-    f"within a column the standard deviation is {within:.3f} on average; the means of columns lie {apart:.3f} apart at most"
-)
-print(
-    f"BPGO is above GRPO in {(pairs['bpgo'] > pairs['grpo']).sum()} of {len(pairs)} seeds: one run of each would have shown one of these"
-)
-all_pairs = []
-for name, experiment in EXPERIMENTS.items():
-    two = evidence.so_far(plan, records, experiment, name, measure)[["grpo", "bpgo"]].dropna()
+above = (pairs["bpgo"] > pairs["grpo"]).sum()
+print(f"mean standard deviation within a column: {ended.std().mean():.3f}")
+print(f"largest difference between the means of columns: {np.ptp(ended.mean().dropna()):.3f}")
+print(f"BPGO is above GRPO in {above} of {len(pairs)} seeds; one run of each shows one of these")
+differences = []
+for name, place in EXPERIMENTS.items():
+    both = evidence.so_far(plan, records, place, name, metric)[["grpo", "bpgo"]].dropna()
     gain = statistics.bootstrap_mean(
-        two["grpo"].to_numpy() - evidence.before(records, name, measure)
+        both["grpo"].to_numpy() - evidence.before(records, name, metric)
     )
-    print(f"{name}: GRPO less the untrained model {statistics.said(gain)}, n = {gain.n}")
-    all_pairs.extend(two["bpgo"] - two["grpo"])
-pooled = statistics.bootstrap_mean(np.array(all_pairs))
-print(
-    f"BPGO less GRPO over the pairs of all tasks (not planned): {statistics.said(pooled)}, n = {pooled.n}"
-)
-print(
-    "\nby the plan's measures, in all tasks:",
-    claims.told(claims.verdicts(plan, records, ["H1", "H15"])),
-    sep="\n",
-)
+    print(
+        f"{name}: GRPO minus the untrained model", statistics.format_interval(gain), "n =", gain.n
+    )
+    differences.extend(both["bpgo"] - both["grpo"])
+pooled = statistics.bootstrap_mean(np.array(differences))
+print("BPGO minus GRPO over the pairs of all tasks (not planned):", end=" ")
+print(statistics.format_interval(pooled), "n =", pooled.n)
+print("\nby the metrics of the plan, in all tasks:")
+print(claims.told(claims.verdicts(plan, records, ["H1", "H15"])))
 
 # %% [markdown]
 # ## Fast, slow, steady? (H2)
-# Figure 7 of the paper shows one curve a method, and is read like this: RAS is slow and steady, CRT fast and restless, BPGO fast *and* steady. Below are ours. Left, the reward in training, mean over seeds. All objectives see the same prompts at the same iteration, so the common ups and downs are the prompts'. Right, therefore, each objective less GRPO of the same seed, with its 95 % interval over seeds. Both are means over a tenth of a run.
+# Figure 7 of the paper shows one curve per method. It is read like this: RAS is slow and steady, CRT is fast and restless, BPGO is fast *and* steady. Here are our curves. The left panel shows the reward in training as a mean over seeds. All objectives see the same prompts at the same iteration, so ups and downs that they share come from the prompts. The other panels therefore show each objective minus GRPO of the same seed, with the 95 % interval over seeds. All curves are means over a tenth of a run.
 #
-# **Before you look:** which line should lie above 0 early, if the paper is right, and which below?
+# **Before you look:** if the paper is right, which line is above 0 early, and which is below?
 
 # %%
-logged = evidence.curves(plan, records, EXPERIMENTS[task], task, "reward")
-width = max(1, min(len(values[0]) for values in logged.values()) // 10)
-smooth = {
-    arm: runs.smooth(np.arange(values.shape[1]), values, width)[1] for arm, values in logged.items()
-}
-at = np.arange(next(iter(smooth.values())).shape[1]) + width
-figure, axes = plots.new_figure(1, 5, (13, 3.2), width_ratios=(2, 1, 1, 1, 1))
-plots.plot_methods(axes[0, 0], at, {arm: values.mean(0) for arm, values in smooth.items()})
-plots.labelled(axes[0, 0], "mean over seeds", "iteration", "reward in training (no unit)")
-for ax, arm in zip(axes[0, 1:], [arm for arm in smooth if arm != "grpo"], strict=False):
-    both = evidence.less(plan, records, EXPERIMENTS[task], task, "reward", arm, "grpo")
-    gap = (
-        runs.smooth(np.arange(both.shape[1]), both, width)[1]
-        if len(both)
-        else np.full((1, len(at)), np.nan)
-    )
-    mean, low, high = np.array([statistics.bootstrap_mean(column)[:3] for column in gap.T]).T
-    plots.plot_methods(ax, at, {arm: mean}, {arm: (low, high)})
-    ax.axhline(0, color="black", linewidth=1)
-    ax.sharey(axes[0, 1])
-    plots.labelled(
-        ax,
-        "less GRPO, by seed" if ax is axes[0, 1] else "",
-        "iteration",
-        "reward less GRPO's (no unit)" if ax is axes[0, 1] else "",
-    )
-plt.show()  # alt: Left, training reward against iterations, a line an objective. Right, each objective less GRPO of the same seed, with its interval.
+arms.rewards_in_training(plan, records, experiment, task)
+plt.show()  # alt: Left: training reward by iteration, one line per objective. Right: each objective minus GRPO of the same seed, with its interval.
 
 # %% [markdown]
-# Where a band holds 0, the objective is not told apart from GRPO at that iteration.
+# Where a band contains 0, the objective cannot be distinguished from GRPO at that iteration.
 #
-# Two numbers go with it. *Early* is the gain in the first half of the run, over the gain that GRPO's runs make on average in the whole of it. If GRPO's own is above 1, its reward stood higher half-way than at the end, perhaps because of easier prompts. *Oscillation* is the root mean square of a curve's second differences, divided by the same gain. Most of it is the change of prompts, which all objectives share, and which hides differences. So a third number stands beside the two planned ones: the second differences of an objective *less GRPO*, in the reward's unit. There the prompts' part cancels, and the restlessness of both runs is left.
+# Two numbers summarise this. *Early* is the gain in the first half of the run, divided by the mean gain of GRPO over the whole run. If GRPO's own value is above 1, its reward was higher half-way than at the end, perhaps because of easier prompts. *Oscillation* is the root mean square of the second differences of a curve, divided by the same gain. Most of it comes from the change of prompts, which all objectives share and which hides differences. So we add a third, unplanned number: the second differences of an objective *minus GRPO*, in the unit of the reward. There the part of the prompts cancels, and the restlessness of the two runs remains.
 
 # %%
 pace = {}
-for arm, (early, jerks) in evidence.pace(plan, records, EXPERIMENTS[task], task).items():
-    spread = [statistics.bootstrap_mean(v) for v in (early, jerks)]
-    pace[arm] = {"early": spread[0].mean, "oscillation": spread[1].mean}
-    told = [
-        f"{name} {statistics.said(i, '.2f')}" for name, i in zip(pace[arm], spread, strict=True)
-    ]
-    both = evidence.less(plan, records, EXPERIMENTS[task], task, "reward", arm, "grpo")
-    own = statistics.bootstrap_mean(runs.oscillation(both, 1.0) if len(both) else both)
-    told.append("" if arm == "grpo" else f"less GRPO {statistics.said(own, '.3f')} of reward")
-    print(f"{plots.METHODS[arm]['label']:5s}", *told, sep="   ")
+for arm, values in evidence.pace(plan, records, experiment, task).items():
+    early, jerks = (statistics.bootstrap_mean(v) for v in values)
+    pace[arm] = {"early": early.mean, "oscillation": jerks.mean}
+    line = f"{plots.method_label(arm):10s} early {statistics.format_interval(early, '.2f')}"
+    line += f"   oscillation {statistics.format_interval(jerks, '.2f')}"
+    if arm != "grpo":
+        both = evidence.less(plan, records, experiment, task, "reward", arm, "grpo")
+        own = statistics.bootstrap_mean(runs.oscillation(both, 1.0) if len(both) else both)
+        line += f"   minus GRPO {statistics.format_interval(own, '.3f')} of reward"
+    print(line)
 print(claims.told(claims.verdicts(plan, records, ["H2"])))
 
 # %% [markdown]
-# ## Does trust matter more where more is ambiguous? (H4)
-# If BPGO helps because it distrusts groups of ambiguous prompts, it should help most where training has many of them. Here GRPO and BPGO train on text-to-image with 0 to 75 % ambiguous prompts. A dot is BPGO less GRPO of one seed, a bar their mean with its 95 % interval. H4 asks for a slope above 0.
+# ## Does trust matter more if more prompts are ambiguous? (H4)
+# If BPGO helps because it distrusts the groups of ambiguous prompts, it should help most when training has many of them. Here GRPO and BPGO train on text-to-image with 0 to 75 % ambiguous prompts. A dot is BPGO minus GRPO of one seed. A diamond is their mean with its 95 % interval. H4 claims a slope above 0.
 
 # %%
-mixed = evidence.so_far(plan, records, "mix", "t2i", measure)
-shares = [float(arm.rpartition("=")[2]) for arm in mixed if arm.startswith("name=grpo")]
-figure, [[ax]] = plots.new_figure(size=(5.5, 3.0))
-for x in shares:
-    gain = (mixed[f"name=bpgo mix={x}"] - mixed[f"name=grpo mix={x}"]).to_numpy(float)
-    found = statistics.bootstrap_mean(gain)
-    ax.plot(np.full(len(gain), 100 * x), gain, "o", color="0.6")
-    ax.errorbar(
-        100 * x + 2,
-        found.mean,
-        [[found.mean - found.low], [found.high - found.mean]],
-        fmt="D",
-        color=plots.METHODS["bpgo"]["color"],
-        capsize=3,
-    )
-ax.axhline(0, color="black", linewidth=1)
-ax.set_xticks([100 * x for x in shares])
-plots.labelled(
-    ax, f"t2i: BPGO less GRPO, {measure}", "ambiguous prompts in training (%)", "difference"
-)
-plt.show()  # alt: BPGO less GRPO against the share of ambiguous prompts in training, a dot a seed, a diamond with its interval.
+mixed = evidence.so_far(plan, records, "mix", "t2i", metric)
+arms.gains_by_share(mixed, f"t2i: BPGO minus GRPO, {metric}")
+plt.show()  # alt: BPGO minus GRPO by the share of ambiguous prompts in training. One dot per seed, and one diamond with its interval per share.
 print(claims.told(claims.verdicts(plan, records, ["H4"])))
 
 # %% [markdown]
 # ## Learning or gaming? (H3)
-# A reward that rises while judges that training never saw stay behind is being gamed. Each dot is a run: to the right more of the training reward, upwards more of the held-out one. A method that games less lies above the others *at the same place on the horizontal axis*. The cross is the model before training.
+# A reward is being gamed if it rises while judges that training never saw stay behind. Each mark is a run. Further right means more training reward, further up more held-out reward. A method that games less is above the others *at the same place on the horizontal axis*. The cross is the model before training.
 #
-# **Before you look:** if BPGO games less, where do its diamonds lie?
+# **Before you look:** if BPGO games less, where are its diamonds?
 
 # %%
-reward, held_out = (
-    evidence.final(plan, records, EXPERIMENTS[task], task, name) for name in ("reward", "held_out")
-)
-figure, [[ax]] = plots.new_figure(size=(5.5, 3.4))
-for arm in reward:
-    style = plots.method_style(arm)
-    ax.scatter(
-        reward[arm],
-        held_out[arm],
-        color=style["color"],
-        marker=style["marker"],
-        label=style["label"],
-    )
-ax.scatter(
-    *(evidence.before(records, task, name) for name in ("reward", "held_out")),
-    marker="x",
-    color="black",
-    s=60,
-    label="untrained",
-)
-ax.legend(frameon=False, fontsize=9)
-plots.labelled(
-    ax, "after training, a mark a run", "training reward (no unit)", "held-out reward (no unit)"
-)
-plt.show()  # alt: Held-out against training reward after training, a mark a run, a cross for the untrained model.
+arms.reward_against_held_out(plan, records, experiment, task)
+plt.show()  # alt: Held-out reward by training reward after training, one mark per run, and a cross for the untrained model.
 print(claims.told(claims.verdicts(plan, records, ["H3"])))
 
 # %% [markdown]
-# The plan compares BPGO with GRPO where the line through a run's evaluations first meets the last training reward of GRPO's run of the same seed.
+# The plan compares BPGO with GRPO of the same seed at the point where the line through the evaluations of BPGO first meets the last training reward of GRPO.
 #
 # ## How many scores does it take, and how much variety does it cost?
-# Two costs. *Scores*: how many samples were scored until the smoothed reward reached the level at which GRPO of the same seed ends: median, and least to most. Runs that never reach it are counted apart and left out, which makes the others look better than they are. *Diversity*: what is left of it on prompts that leave something open; 1 is the world's own.
+# There are two costs. *Scores* is the number of samples scored until the smoothed reward reaches the level at which GRPO of the same seed ends. The line shows the median, the minimum and the maximum. Runs that never reach this level are counted and left out, which makes the others look better than they are. *Diversity* is what remains of it on prompts that leave something open. 1 is the diversity of the world itself.
 
 # %%
 config = read_config("t2i-digits" if task == "digits" else f"{task}-tiny")
-scores = (
-    evidence.reaching(plan, records, EXPERIMENTS[task], task) * config.groups * config.group_size
-)
-varied = evidence.compare(
-    evidence.final(plan, records, EXPERIMENTS[task], task, "diversity"), "grpo"
-)
+an_iteration = config.groups * config.group_size
+reaching = evidence.reaching(plan, records, experiment, task) * an_iteration
+diversity = evidence.final(plan, records, experiment, task, "diversity")
+varied = evidence.compare(diversity, "grpo")
 print(f"diversity before training {evidence.before(records, task, 'diversity'):.3f}")
-for arm in scores:
-    needed, left = scores[arm].dropna(), varied.loc[arm]
-    told = (
-        f"{needed.median():5.0f} scores ({needed.min():.0f} to {needed.max():.0f})"
-        if len(needed)
-        else "    no scores"
-    )
-    print(
-        f"{plots.METHODS[arm]['label']:5s} {told}, {len(needed)} of {left['n']:.0f} runs get there;   "
-        f"diversity {left['mean']:.3f}, less GRPO's {left['- grpo']:+.3f} ({left['from']:+.3f} to {left['to']:+.3f})"
-    )
+for arm in reaching:
+    needed, left = reaching[arm].dropna(), varied.loc[arm]
+    line = f"{plots.method_label(arm):10s} "
+    if len(needed):
+        line += f"{needed.median():5.0f} scores ({needed.min():.0f} to {needed.max():.0f}), "
+    line += f"{len(needed)} of {left['n']:.0f} runs reach the level;   diversity {left['mean']:.3f}"
+    line += f", minus GRPO's {left['- grpo']:+.3f} ({left['from']:+.3f} to {left['to']:+.3f})"
+    print(line)
 
 # %% tags=["nbval-check-output"]
-values = {
-    arm: {"n": int(row["n"]), "mean": row["mean"], "difference": row["- grpo"]} | pace.get(arm, {})
-    for arm, row in table.iterrows()
-}
-values = {
-    arm: {k: None if np.isnan(v) else v for k, v in row.items()} for arm, row in values.items()
-}
-whole = record(
-    "ablation", values, output, context={"task": task, "measure": measure, "runs": len(records)}
-)
+values = {}
+for arm, row in table.iterrows():
+    row = {"n": int(row["n"]), "mean": row["mean"], "difference": row["- grpo"]}
+    row |= pace.get(arm, {})
+    values[arm] = {name: None if np.isnan(value) else value for name, value in row.items()}
+context = {"task": task, "metric": metric, "runs": len(records)}
+whole = record("ablation", values, output, context=context)
 
 # %% [markdown]
 # ## Exercises
-# **1.** Leave one seed out, each in turn. Does the difference between BPGO and GRPO keep its sign?
+# **1.** Leave out one seed at a time. Does the difference between BPGO and GRPO keep its sign?
 
 # %% tags=["solution", "hide-cell"]
-for out in ended.index:
-    rest = ended.drop(index=out)[["grpo", "bpgo"]].dropna()
-    print(f"without seed {out}: {(rest['bpgo'] - rest['grpo']).mean():+.3f} (n = {len(rest)})")
-# If it turns round when one run is missing, one run decides it.
+for seed in ended.index:
+    rest = ended.drop(index=seed)[["grpo", "bpgo"]].dropna()
+    print(f"without seed {seed}: {(rest['bpgo'] - rest['grpo']).mean():+.3f} (n = {len(rest)})")
+# If the sign changes when one run is missing, one run decides it.
 
 # %% [markdown]
-# **2.** How many seeds would show a difference of .05 in eight of ten such studies? (Student's paired test at 5 %; the spread of the differences as found here. Its statistic follows the noncentral t distribution.)
+# **2.** How many seeds would show a difference of .05 in eight of ten such studies? Use Student's paired test at 5 % and the standard deviation of the differences found here. The statistic follows the noncentral t distribution.
 
 # %% tags=["solution", "hide-cell"]
 from scipy.stats import nct
 from scipy.stats import t as student
 
-spread, n = (ended["bpgo"] - ended["grpo"]).std(), np.arange(2, 1000)
-bound, shift = student.ppf(0.975, n - 1), 0.05 / spread * np.sqrt(n)
+deviation, n = (ended["bpgo"] - ended["grpo"]).std(), np.arange(2, 1000)
+bound, shift = student.ppf(0.975, n - 1), 0.05 / deviation * np.sqrt(n)
 power = nct.sf(bound, n - 1, shift) + nct.cdf(-bound, n - 1, shift)
-needed, here = (
-    next(iter(n[power >= 0.8]), "an unknown number of"),
-    dict(zip(n, power, strict=True)).get(len(pairs), np.nan),
-)
-print(
-    f"standard deviation of the differences {spread:.3f}: {needed} seeds; the {len(pairs)} here show such a difference with a chance of {here:.2f}"
-)
-# The spread itself is known from few pairs only, so the number is rough.
+enough = n[power >= 0.8]
+here = power[n == len(pairs)]
+print(f"standard deviation of the differences: {deviation:.3f}")
+print("seeds needed:", enough[0] if enough.size else "more than 1000")
+print(f"power of the {len(pairs)} seeds here:", *here.round(2))
+# The standard deviation is estimated from few pairs, so the number is rough.
 
 # %% [markdown]
 # ## Summary
-# - The lines under the tables answer H1 to H4 and H15, as far as there are runs. With few seeds only large differences can be seen.
-# - One run of each, as in the paper's tables, shows one line of the first picture.
-# - An objective that oscillates less may simply learn less. A common divisor does not correct for that, so read *oscillation* beside *early*.
+# - The lines below the tables answer H1 to H4 and H15, as far as there are runs. With few seeds only large differences can be seen.
+# - One run of each objective, as in the tables of the paper, shows one line of the first figure.
+# - An objective that oscillates less may simply learn less. A common divisor does not correct for this, so read *oscillation* together with *early*.
 #
-# **Vary** `task`, and `measure` (`accuracy`, `held_out`, `diversity`, `reward`). **Where it breaks:** tiny models, half the presets' lengths (text-to-video two fifths), two small worlds; H2 and H3 were not planned for digits; what holds here need not hold for FLUX.1-dev. Runs that are missing are left out: `python reproduce/study.py list` shows which, `make study` runs them.
+# **Vary** `task` and `metric` (`accuracy`, `held_out`, `diversity`, `reward`). **Where it breaks:** the models are tiny, the runs have half the length of the presets (text-to-video two fifths), and there are two small worlds. H2 and H3 were not planned for digits. What holds here need not hold for FLUX.1-dev. Missing runs are left out. `python reproduce/study.py list` shows which ones, and `make study` runs them.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): RAS (2, 3), CRT (4), objective (5), figure 7.

@@ -1,1 +1,1 @@
-"""What the notebooks show and count: the style of every figure is in `plots`."""
+"""Tools for looking at runs: their logs as arrays, statistics, and one style for all figures."""

@@ -1,4 +1,4 @@
-"""The figures that the training notebooks share: learning curves, what is learned at which level of ambiguity, and RAS weights."""
+"""The figures that the training notebooks share: samples, learning curves, levels and weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from bpgo.evaluation import Scores
 from bpgo.objective import group_advantages
 from bpgo.prompts import pixels_of
 
-MEASURES = {  # metric: what to call it, and its unit
+METRICS = {  # metric: its name in figures, and its unit
     "reward": ("reward", "no unit"),
     "held_out": ("held-out reward", "no unit"),
     "accuracy": ("oracle accuracy", "share of samples"),
@@ -22,168 +23,241 @@ MEASURES = {  # metric: what to call it, and its unit
     "visual": ("visual quality", "1 = as in the world"),
     "diversity": ("diversity", "1 = as in the world"),
 }
+JUDGES = ("reward", "held_out", "accuracy", "motion", "visual")
+ORACLE = ("accuracy", "motion", "visual")
 
 
-def strip(video: Tensor, prompt: str) -> Tensor:
-    """A video as a film, after the picture that its prompt carries if it does."""
-    image = getattr(prompt, "image", None)
-    return plots.film(video, None if image is None else pixels_of([image])[0])
+def available(metrics: Sequence[str], measured: Mapping[str, object]) -> list[str]:
+    """Those of `metrics` that were measured; only the reward if none of them was."""
+    return [metric for metric in metrics if metric in measured] or ["reward"]
 
 
-def groups(
-    scores: Scores, prompts: Sequence[str], indices: Sequence[int], scale: float = 0.48
-) -> Figure:
-    """Every video of some prompts, a column a prompt, with its reward and group advantage (equation 1)."""
-    films = [
-        torch.stack([strip(scores.pixels[i, j], prompts[i]) for i in indices])
-        for j in range(scores.pixels.shape[1])
-    ]
-    figure = plots.show_pictures(films, scale=scale, space=0.3)
-    rewards = scores.scores["reward"][list(indices)]
-    for ax, r, a in zip(
-        figure.axes, rewards.T.flatten(), group_advantages(rewards).T.flatten(), strict=True
-    ):
-        ax.set_xlabel(f"R {r:.2f}   A {a:+.1f}", fontsize=8, labelpad=1)
-    for ax, i in zip(figure.axes, indices, strict=False):
-        ax.set_title(prompts[i], fontsize=10)
+# ------------------------------------------------------------------------------------------ samples
+
+
+def image_groups(start: runs.Start, indices: Sequence[int], scale: float = 1.1) -> Figure:
+    """All images of some prompts, one row per prompt, with their rewards and advantages."""
+    rows = [start.scores.pixels[i] for i in indices]
+    figure = plots.show_images(rows, [start.prompts[i] for i in indices], scale)
+    rewards = start.rewards[list(indices)]
+    _label_groups(figure.axes, rewards, group_advantages(rewards))
     return figure
 
 
-def films(
+def video_groups(start: runs.Start, indices: Sequence[int], scale: float = 0.48) -> Figure:
+    """All videos of some prompts, one column per prompt, with their rewards and advantages."""
+    pixels = start.scores.pixels
+    rows = []
+    for sample in range(pixels.shape[1]):
+        films = [_film(pixels[i, sample], start.prompts[i]) for i in indices]
+        rows.append(torch.stack(films))
+    figure = plots.show_images(rows, scale=scale, space=0.3)
+    rewards = start.rewards[list(indices)]
+    _label_groups(figure.axes, rewards.T, group_advantages(rewards).T, labelpad=1)
+    for ax, i in zip(figure.axes, indices, strict=False):
+        ax.set_title(start.prompts[i], fontsize=10)
+    return figure
+
+
+def image_samples(
+    columns: Mapping[str, Scores],
+    prompts: Sequence[str],
+    indices: Sequence[int],
+    scale: float = 1.25,
+) -> Figure:
+    """The images of some prompts, one row per prompt and one column per objective (or "before").
+
+    Each column shows the samples of a prompt in two rows. Below are their mean reward and, if there
+    is an oracle, the share of samples that show all that the prompt says.
+    """
+    rows = []
+    for i in indices:
+        rows.append(torch.stack([_mosaic(scores.pixels[i]) for scores in columns.values()]))
+    figure = plots.show_images(rows, [prompts[i] for i in indices], scale)
+    for n, ax in enumerate(figure.axes):
+        row, column = divmod(n, len(columns))
+        scores = list(columns.values())[column].scores
+        text = f"R {scores['reward'][indices[row]].mean():.2f}"
+        if "accuracy" in scores:
+            text += f"   right {scores['accuracy'][indices[row]].mean():.0%}"
+        ax.set_xlabel(text, fontsize=8)
+        if row == 0:
+            ax.set_title(plots.method_label(list(columns)[column]), fontsize=10)
+    return figure
+
+
+def video_samples(
     columns: Mapping[str, Scores],
     prompts: Sequence[str],
     indices: Sequence[int],
     scale: float = 0.48,
 ) -> Figure:
-    """The first video of each prompt, two prompts side by side, a line for each of `columns` (an objective, or "before"), with its reward
-    and whether the oracle finds all in it that the prompt says."""
+    """The first video of some prompts, two prompts side by side.
+
+    There is one row for each of `columns`, which is an objective or "before". Below each video are
+    its reward and, if there is an oracle, whether the video shows all that the prompt says.
+    """
     pairs = [indices[i : i + 2] for i in range(0, len(indices), 2)]
-    rows = [
-        torch.stack([strip(scores.pixels[i, 0], prompts[i]) for i in pair])
-        for pair in pairs
-        for scores in columns.values()
-    ]
-    labels = [plots.METHODS.get(name, {"label": name})["label"] for name in columns]
-    figure = plots.show_pictures(rows, labels * len(pairs), scale, 0.32)
-    for line, axes in enumerate(figure.axes[n : n + 2] for n in range(0, len(figure.axes), 2)):
-        pair, scores = (
-            pairs[line // len(columns)],
-            list(columns.values())[line % len(columns)].scores,
-        )
-        for i, ax in zip(pair, axes, strict=False):
-            right = (
-                ("   right" if scores["accuracy"][i, 0] else "   wrong")
-                if "accuracy" in scores
-                else ""
-            )
-            ax.set_xlabel(f"R {scores['reward'][i, 0]:.2f}{right}", fontsize=8, labelpad=1)
-            if line % len(columns) == 0:
-                ax.set_title(prompts[i], fontsize=10)
+    rows, labels = [], []
+    for pair in pairs:
+        for name, scores in columns.items():
+            rows.append(torch.stack([_film(scores.pixels[i, 0], prompts[i]) for i in pair]))
+            labels.append(plots.method_label(name))
+    figure = plots.show_images(rows, labels, scale, 0.32)
+    for n, ax in enumerate(figure.axes):
+        row, place = divmod(n, 2 if len(indices) > 1 else 1)
+        pair = pairs[row // len(columns)]
+        if place >= len(pair):
+            continue
+        i, scores = pair[place], list(columns.values())[row % len(columns)].scores
+        text = f"R {scores['reward'][i, 0]:.2f}"
+        if "accuracy" in scores:
+            text += "   right" if scores["accuracy"][i, 0] else "   wrong"
+        ax.set_xlabel(text, fontsize=8, labelpad=1)
+        if row % len(columns) == 0:
+            ax.set_title(prompts[i], fontsize=10)
     return figure
 
 
+def moving_samples(
+    columns: Mapping[str, Scores], prompts: Sequence[str], indices: Sequence[int]
+) -> bytes:
+    """The first video of some prompts as an animated GIF, with one column for each of `columns`."""
+    rows = [[scores.pixels[i, 0] for scores in columns.values()] for i in indices]
+    heads = [plots.method_label(name) for name in columns]
+    return plots.animation(rows, [prompts[i] for i in indices], heads)
+
+
+def _film(video: Tensor, prompt: str) -> Tensor:
+    """A video as a film, after the image that its prompt contains, if there is one."""
+    image = getattr(prompt, "image", None)
+    return plots.film(video, None if image is None else pixels_of([image])[0])
+
+
+def _mosaic(pixels: Tensor) -> Tensor:
+    """The samples (S, 3, H, W) of one prompt as one image of two rows, with white lines between."""
+    framed = torch.nn.functional.pad(pixels, [2] * 4, value=1.0)
+    even = framed[: max(1, len(framed) // 2 * 2)]
+    return torch.cat([torch.cat(list(row), -1) for row in even.chunk(2)], -2)
+
+
+def _label_groups(axes: Sequence[Axes], rewards: Tensor, advantages: Tensor, **style) -> None:
+    for ax, r, a in zip(axes, rewards.flatten(), advantages.flatten(), strict=True):
+        ax.set_xlabel(f"R {r:.2f}   A {a:+.1f}", fontsize=8, **style)
+
+
+# ------------------------------------------------------------------------------ curves and weights
+
+
 def curves(
-    logs: Mapping[str, Sequence[runs.Run]], metrics: Sequence[str], columns: int = 6
+    logs: Mapping[str, Sequence[runs.Run]], metrics: Sequence[str] = JUDGES, columns: int = 6
 ) -> Figure:
-    """The training reward, as means over a tenth of the run, then each metric's evaluations; with several seeds, 95 % t bands."""
-    panels = [("metrics", "reward"), *(("evaluations", m) for m in metrics)]
+    """Learning curves: the training reward first, then the evaluations of each metric.
+
+    The training reward is a running mean over a tenth of the run. Metrics that were not measured
+    are left out. With several seeds, bands are 95 % t intervals.
+    """
+    measured = next(iter(logs.values()))[0].evaluations[0]["scores"]
+    panels = [("metrics", "reward")]
+    panels += [("evaluations", metric) for metric in available(metrics, measured)]
     columns = min(columns, len(panels))
-    figure, axes = plots.new_figure(
-        rows := -(-len(panels) // columns), columns, (2.9 * columns, 2.7 * rows)
-    )
+    rows = -(-len(panels) // columns)
+    figure, axes = plots.new_figure(rows, columns, (2.9 * columns, 2.7 * rows))
     for ax in axes.flat[len(panels) :]:
         ax.remove()
     for ax, (log, metric) in zip(axes.flat, panels, strict=False):
-        whole = {name: runs.curve(found, log, metric) for name, found in logs.items()}
-        width = (
-            max(1, min(len(steps) for steps, _ in whole.values()) // 10) if log == "metrics" else 1
-        )
-        whole = {name: runs.smooth(*curve, width) for name, curve in whole.items()}
-        _means(
-            ax, next(iter(whole.values()))[0], {name: values for name, (_, values) in whole.items()}
-        )
-        title, unit = MEASURES[metric]
-        plots.labelled(
-            ax,
-            f"{title}, training" if log == "metrics" else f"{title}, evaluation",
-            "iteration",
-            unit,
-        )
+        found = {name: runs.curve(each, log, metric) for name, each in logs.items()}
+        if log == "metrics":
+            width = max(1, min(len(steps) for steps, _ in found.values()) // 10)
+            found = {name: runs.smooth(*each, width) for name, each in found.items()}
+        steps = next(iter(found.values()))[0]
+        _plot_means(ax, steps, {name: values for name, (_, values) in found.items()})
+        title, unit = METRICS[metric]
+        kind = "training" if log == "metrics" else "evaluation"
+        plots.label(ax, f"{title}, {kind}", "iteration", unit)
         if ax is not axes.flat[0]:
             ax.get_legend().remove()
     return figure
 
 
 def by_level(
-    first: Mapping, parts: Mapping, level: np.ndarray, metrics: Sequence[str]
+    first: Mapping[str, np.ndarray],
+    parts: runs.Parts,
+    level: np.ndarray,
+    metrics: Sequence[str] = ("accuracy", "diversity"),
 ) -> Figure | None:
-    """Each metric by level of ambiguity, before and after; None, and a line that says so, where the prompts are not graded."""
+    """Each metric by level of ambiguity, before and after training.
+
+    Metrics that were not measured are left out. If the prompts are not graded, prints a line that
+    says so and returns None.
+    """
     if np.isnan(level).all():
-        print("the prompt file grades no level of ambiguity: no figure")
+        print("the prompt file does not grade the ambiguity of its prompts: no figure")
         return None
+    metrics = available(metrics, first)
     figure, [axes] = plots.new_figure(1, len(metrics), (4.5 * len(metrics), 3.4))
     for ax, metric in zip(axes, metrics, strict=True):
+        title, unit = METRICS[metric]
         levels, (mean,), count = runs.by_level(first[metric], level)
         ax.plot(levels, mean, color="0.6", linewidth=4, label="before")
-        _means(
-            ax,
-            levels,
-            {name: runs.by_level(scores[metric], level)[1] for name, scores in parts.items()},
-        )
-        plots.labelled(
-            ax,
-            f"{MEASURES[metric][0]} by level",
-            "level: share of attributes named (prompts)",
-            MEASURES[metric][1],
-        )
+        after = {name: runs.by_level(table[metric], level)[1] for name, table in parts.items()}
+        _plot_means(ax, levels, after)
+        plots.label(ax, f"{title} by level", "level: share of attributes named (prompts)", unit)
         ax.set_xticks(levels, [f"{at:g}\n({n})" for at, n in zip(levels, count, strict=True)])
     return figure
 
 
 def weights(
-    logs: Mapping[str, Sequence[runs.Run]], given: np.ndarray, level: np.ndarray, accuracy=None
+    logs: Mapping[str, Sequence[runs.Run]],
+    given: np.ndarray,
+    level: np.ndarray,
+    accuracy: np.ndarray | None = None,
 ) -> Figure:
-    """Left, the weights of training: mean over groups, and range. Right, `given` (P,) of the evaluation prompts by level; darker where
-    more of a prompt's samples are right."""
+    """Left: the weights of training, as their mean over groups and their range.
+
+    Right: the weights `given` (P,) of the evaluation prompts by level (P,). A dot is darker if more
+    samples of the prompt are right.
+    """
     figure, [[left, right]] = plots.new_figure(1, 2, (9, 3.3))
-    for name in (name for name in logs if name in ("ras", "bpgo", "teleboost")):
-        steps = runs.curve(logs[name], "metrics", "weight_mean")[0]
-        low, mean, high = (
-            runs.curve(logs[name], "metrics", f"weight_{part}")[1].mean(0)
-            for part in ("min", "mean", "max")
-        )
-        plots.plot_methods(left, steps, {name: mean}, {name: (low, high)})
-    plots.labelled(left, "weights in training: mean and range", "iteration", "weight w of a group")
+    for name in ("ras", "bpgo", "teleboost"):
+        if name in logs:
+            steps = runs.curve(logs[name], "metrics", "weight_mean")[0]
+            low, mean, high = (
+                runs.curve(logs[name], "metrics", f"weight_{part}")[1].mean(0)
+                for part in ("min", "mean", "max")
+            )
+            plots.plot_methods(left, steps, {name: mean}, {name: (low, high)})
+    unit = "weight w of a group"
+    plots.label(left, "weights in training: mean and range", "iteration", unit)
     right.scatter(level, given, c=accuracy, cmap="gray_r", vmin=0, vmax=1, edgecolors="black", s=30)
-    plots.labelled(
-        right,
-        "weights of the evaluation prompts",
-        "level: share of attributes named",
-        "weight w of a group",
+    plots.label(
+        right, "weights of the evaluation prompts", "level: share of attributes named", unit
     )
     for ax in (left, right):
         ax.axhline(1, color="0.4", ls="--", lw=1)
     return figure
 
 
-def _means(ax, x: np.ndarray, curves: Mapping[str, np.ndarray]) -> None:
-    """Means over the seeds of curves {objective: (seeds, X)}, with t bands where there are several."""
-    found = {name: runs.t_interval(values) for name, values in curves.items()}
-    bands = {
-        name: (mean - half, mean + half)
-        for name, (mean, half) in found.items()
-        if len(curves[name]) > 1
-    }
-    plots.plot_methods(ax, x, {name: mean for name, (mean, _) in found.items()}, bands)
+def two_by_two(ax: Axes, values: np.ndarray, title: str, rows: str, columns: str) -> None:
+    """Four numbers (2, 2) as a square, darker for higher numbers.
 
-
-def two_by_two(ax, values: np.ndarray, title: str, rows: str, columns: str) -> None:
-    """A square of four numbers, values[i, j] for rows before (0) and after (1) and columns before and after, darker where higher."""
+    values[i, j]: i is 0 before and 1 after the training of `rows`, and j that of `columns`.
+    """
     span = np.ptp(values) or 1.0
     ax.imshow(values, cmap="gray_r", vmin=values.min() - 0.3 * span, vmax=values.max() + 2 * span)
     for (i, j), value in np.ndenumerate(values):
         ax.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=11)
-    plots.labelled(ax, title, columns, rows)
+    plots.label(ax, title, columns, rows, grid=False)
     ax.set_xticks([0, 1], ["before", "after"])
     ax.set_yticks([0, 1], ["before", "after"])
-    ax.grid(False)
+
+
+def _plot_means(ax: Axes, x: np.ndarray, curves: Mapping[str, np.ndarray]) -> None:
+    """Means over seeds of curves {objective: (seeds, X)}, with t bands for several seeds."""
+    means, bands = {}, {}
+    for name, values in curves.items():
+        mean, half = runs.t_interval(values)
+        means[name] = mean
+        if len(values) > 1:
+            bands[name] = (mean - half, mean + half)
+    plots.plot_methods(ax, x, means, bands)
