@@ -1,4 +1,4 @@
-"""Prompts: words and, for image-to-video, the picture that the video starts from."""
+"""Prompts: a text and, for image-to-video, the image that the video starts from."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from bpgo.files import resolve
 
 
 class Prompt(str):
-    """A prompt that may carry a picture (`image`, a PIL image or None); a plain string otherwise.
+    """A prompt that may carry an image; otherwise a plain string.
 
-    `key` tells prompts of equal words and different pictures apart; without a picture it is the prompt itself.
+    image: a PIL image or None. key: distinguishes prompts with the same text and different images;
+    it is the text itself if there is no image.
     """
 
     image: object
@@ -29,67 +30,124 @@ class Prompt(str):
         prompt.image = image
         prompt.key = str(text)
         if image is not None:
-            look = repr((image.mode, image.size)).encode() + image.tobytes()
-            prompt.key += f" [{hashlib.sha256(look).hexdigest()[:16]}]"
+            content = repr((image.mode, image.size)).encode() + image.tobytes()
+            prompt.key += f" [{hashlib.sha256(content).hexdigest()[:16]}]"
         return prompt
 
 
 def key_of(prompt: str) -> str:
-    """A prompt's key; a plain string is its own."""
+    """The key of a prompt. A plain string is its own key."""
     return getattr(prompt, "key", prompt)
 
 
 def images_of(prompts: list[str]) -> list | None:
-    """The pictures of prompts, None if none has one. Raises ValueError naming the first without, if others have one."""
-    images = [getattr(p, "image", None) for p in prompts]
+    """The images of prompts, or None if none of them has one.
+
+    Raises ValueError, naming the first prompt without an image, if only some have one.
+    """
+    images = [getattr(prompt, "image", None) for prompt in prompts]
     without = [p for p, image in zip(prompts, images, strict=True) if image is None]
-    if without and len(without) < len(prompts):
+    if len(without) == len(prompts):
+        return None
+    if without:
         raise ValueError(
-            f"prompt {without[0]!r} has no image, and others have ({len(without)} of {len(prompts)} without)"
+            f"prompt {without[0]!r} has no image, and others have "
+            f"({len(without)} of {len(prompts)} without)"
         )
-    return None if without or not images else images
+    return images
+
+
+def pixels_of(images) -> Tensor:
+    """RGB PIL images of one size as (B, 3, H, W) float32 in [0, 1]; a tensor is returned as is."""
+    if isinstance(images, Tensor):
+        return images
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
+
+
+# ------------------------------------------------------------------------------------------ files
 
 
 def read_prompts(path: str) -> list[str]:
-    """Prompts of a text file (one a line, blank lines skipped), of JSON lines (`prompt` and, for image-to-video, `image`) or of a dataset.
+    """The prompts of a text file, of JSON lines or of a dataset.
 
-    image: a path, from the file's own folder, or a `data:` URI. A dataset is a hub id, a folder that `Dataset.save_to_disk` wrote or a
-    parquet file, read by the package `datasets`; a split and a column may follow: `owner/name`, `owner/name:test`,
-    `owner/name:train:caption`, `owner/name::caption`. Without: the split train, or the only one; the column prompt, or else text or caption
-    if just one of them is there. Its pictures are the column image. Raises FileNotFoundError for a missing file or dataset and if
-    `datasets` is not installed, ValueError, with the file and the line or row, for what cannot be read, or if there is no prompt.
+    A text file has one prompt per line; blank lines are skipped. JSON lines (.jsonl) have the keys
+    `prompt` and, for image-to-video, `image`: a path, relative to the file's folder, or a `data:`
+    URI.
+
+    A dataset is a hub id, a folder that `Dataset.save_to_disk` wrote or a parquet file, and needs
+    the package `datasets`. A split and a column may follow it: `owner/name`, `owner/name:test`,
+    `owner/name:train:caption`, `owner/name::caption`. The default split is train, or the only one.
+    The default column is prompt, or else text or caption if the dataset has just one of these.
+    Images are read from the column image.
+
+    Raises FileNotFoundError for a missing file or dataset and if `datasets` is not installed;
+    ValueError, naming the file and the line or row, for content that cannot be read, and if there
+    are no prompts.
     """
-    pieces = str(path).split(":")  # of which the name of a file may have some
-    cut = next(
-        (n for n in range(len(pieces), 0, -1) if Path(":".join(pieces[:n])).expanduser().exists()),
-        1,
-    )
-    place, parts = resolve(":".join(pieces[:cut])), pieces[cut:]
-    if (
-        not isinstance(place, Path)
-        or place.suffix == ".parquet"
-        or any((place / f).is_file() for f in ("state.json", "dataset_dict.json"))
-    ):
-        return _dataset_prompts(place, *parts)
+    name, parts = _split_name(str(path))
+    place = resolve(name)
+    if isinstance(place, str) or _is_dataset(place):
+        return _read_dataset(place, *parts)
     if parts or not place.is_file():
         raise FileNotFoundError(f"no prompt file {path!r}")
     try:
         text = place.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"the prompt file {place} is not UTF-8 text") from None
-    lines = [
-        (number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()
-    ]
-    prompts = [
-        _row(line, place, number) if place.suffix == ".jsonl" else Prompt(line)
-        for number, line in lines
-    ]
+        raise ValueError(f"the prompt file {place} is not UTF-8 text: save it as UTF-8") from None
+    prompts = []
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip()
+        if line and place.suffix == ".jsonl":
+            prompts.append(_read_row(line, place, number))
+        elif line:
+            prompts.append(Prompt(line))
     if not prompts:
         raise ValueError(f"the prompt file {place} has no prompts")
     return prompts
 
 
-def _row(line: str, place: Path, number: int) -> Prompt:
+def open_image(source: str | bytes, folder: Path, where: str):
+    """A PIL image from a path (relative to `folder`), a `data:` URI or the bytes of a file.
+
+    where: what the messages start with. Raises FileNotFoundError for a missing file, ValueError for
+    one that cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        if isinstance(source, bytes):
+            image = Image.open(io.BytesIO(source))
+        elif source.startswith("data:"):
+            content = base64.b64decode(source.partition(",")[2], validate=True)
+            image = Image.open(io.BytesIO(content))
+        else:
+            image = Image.open(folder / source)
+        image.load()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{where}: there is no image {folder / source}") from None
+    except (OSError, ValueError, SyntaxError, AttributeError, Image.DecompressionBombError):
+        raise ValueError(f"{where}: {str(source)[:60]!r} cannot be read as an image") from None
+    return image
+
+
+def _split_name(path: str) -> tuple[str, list[str]]:
+    """The name of a file or dataset, and the split and column that follow it after colons.
+
+    The name of an existing file may contain colons; the longest one is taken.
+    """
+    pieces = path.split(":")
+    for count in range(len(pieces), 1, -1):
+        if Path(":".join(pieces[:count])).expanduser().exists():
+            return ":".join(pieces[:count]), pieces[count:]
+    return pieces[0], pieces[1:]
+
+
+def _is_dataset(place: Path) -> bool:
+    markers = ("state.json", "dataset_dict.json")  # `Dataset.save_to_disk` writes one of them
+    return place.suffix == ".parquet" or any((place / name).is_file() for name in markers)
+
+
+def _read_row(line: str, place: Path, number: int) -> Prompt:
     try:
         row = json.loads(line)
         text, image = row["prompt"], row.get("image")
@@ -97,67 +155,37 @@ def _row(line: str, place: Path, number: int) -> Prompt:
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(
-            f'{place} is not JSON lines with the key "prompt", a text (line {number})'
+            f'{place} is not JSON lines with a text under the key "prompt" (line {number})'
         ) from None
-    return Prompt(
-        text, None if image is None else open_image(image, place.parent, f"{place}, line {number}")
-    )
+    if image is None:
+        return Prompt(text)
+    return Prompt(text, open_image(image, place.parent, f"{place}, line {number}"))
 
 
-def _dataset_prompts(
-    place: Path | str, split: str = "", column: str = "", *more: str
-) -> list[Prompt]:
+# --------------------------------------------------------------------------------------- datasets
+
+
+def _read_dataset(place: Path | str, split: str = "", column: str = "", *more: str) -> list[Prompt]:
     if more:
-        raise ValueError(
-            f"{place}:{split}:{column}:{':'.join(more)} is no dataset: write name, name:split or name:split:column"
-        )
+        name = ":".join([str(place), split, column, *more])
+        raise ValueError(f"{name} is not a dataset: write name, name:split or name:split:column")
     try:
         import datasets
     except ImportError:
         raise FileNotFoundError(
-            f"{str(place)!r} is no text or JSON-lines file; to read it as a dataset: pip install datasets"
+            f"{str(place)!r} is not a text or JSON-lines file. To read it as a dataset: "
+            f"pip install datasets"
         ) from None
-    try:
-        if isinstance(place, str):
-            found = datasets.load_dataset(place)
-        else:
-            found = (
-                datasets.load_from_disk(place)
-                if place.is_dir()
-                else datasets.Dataset.from_parquet(str(place))
-            )
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        hint = (
-            "; if it is gated, accept its terms on its page, then: hf auth login"
-            if isinstance(place, str)
-            else ""
-        )
-        raise (FileNotFoundError if hint else ValueError)(
-            f"cannot read the dataset {str(place)!r}: {error}{hint}"
-        ) from error
-    tables = found if isinstance(found, dict) else {str(found.split or "train"): found}
-    split = split or (next(iter(tables)) if len(tables) == 1 else "train")
-    if split not in tables:
-        raise ValueError(f"the dataset {place} has no split {split!r}; it has {', '.join(tables)}")
-    table, columns = tables[split], tables[split].column_names
-    others = [c for c in ("text", "caption") if c in columns]
-    column = column or (others[0] if "prompt" not in columns and len(others) == 1 else "prompt")
-    if column not in columns:
-        raise ValueError(
-            f"the dataset {place}, split {split}, has no column {column!r}; it has {', '.join(columns)}"
-        )
-    if isinstance(
-        table.features.get("image"), datasets.Image
-    ):  # encoded: open_image decodes, and names what it cannot
-        table = table.cast_column("image", datasets.Image(decode=False))
+    table, split = _table(_load_dataset(place), split, place)
+    column = _column(table.column_names, column, f"the dataset {place}, split {split},")
+    images = [None] * len(table)
+    if "image" in table.column_names:
+        if isinstance(table.features["image"], datasets.Image):
+            # Not decoded here, because open_image names the row that it cannot decode.
+            table = table.cast_column("image", datasets.Image(decode=False))
+        images = table["image"]
     folder, prompts = Path(place).parent, []
-    for i, (text, image) in enumerate(
-        zip(
-            table[column],
-            table["image"] if "image" in columns else [None] * len(table),
-            strict=True,
-        )
-    ):
+    for i, (text, image) in enumerate(zip(table[column], images, strict=True)):
         where = f"the dataset {place}, split {split}, row {i}"
         if not isinstance(text, str):
             raise ValueError(f"{where}: {column} is {str(text)[:60]!r}, not a text")
@@ -168,32 +196,40 @@ def _dataset_prompts(
     return prompts
 
 
-def open_image(source: str | bytes, folder: Path, where: str):
-    """A PIL image from a path (relative: to `folder`), a `data:` URI or a file's bytes.
-
-    Raises FileNotFoundError, ValueError; `where` goes into both.
-    """
-    from PIL import Image
+def _load_dataset(place: Path | str):
+    """The dataset of a hub id, a saved folder or a parquet file."""
+    import datasets
 
     try:
-        if isinstance(source, bytes):
-            image = Image.open(io.BytesIO(source))
-        elif source.startswith("data:"):
-            image = Image.open(
-                io.BytesIO(base64.b64decode(source.partition(",")[2], validate=True))
-            )
-        else:
-            image = Image.open(folder / source)
-        image.load()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{where}: there is no image {folder / source}") from None
-    except (OSError, ValueError, SyntaxError, AttributeError, Image.DecompressionBombError):
-        raise ValueError(f"{where}: {str(source)[:60]!r} is no image that can be read") from None
-    return image
+        if isinstance(place, str):
+            return datasets.load_dataset(place)
+        if place.is_dir():
+            return datasets.load_from_disk(place)
+        return datasets.Dataset.from_parquet(str(place))
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        message = f"cannot read the dataset {str(place)!r}: {error}"
+        if isinstance(place, str):
+            raise FileNotFoundError(
+                f"{message}; if it is gated, accept its terms on its page, then: hf auth login"
+            ) from error
+        raise ValueError(message) from error
 
 
-def pixels_of(images) -> Tensor:
-    """(B, 3, H, W) float32 in [0, 1] of RGB PIL images of one size; a tensor is returned as it is."""
-    if isinstance(images, Tensor):
-        return images
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
+def _table(dataset, split: str, place: Path | str):
+    """The split of a dataset, and its name."""
+    tables = dataset if isinstance(dataset, dict) else {str(dataset.split or "train"): dataset}
+    if not split:
+        split = next(iter(tables)) if len(tables) == 1 else "train"
+    if split not in tables:
+        raise ValueError(f"the dataset {place} has no split {split!r}; it has {', '.join(tables)}")
+    return tables[split], split
+
+
+def _column(columns: list[str], column: str, which: str) -> str:
+    """The name of the column with the prompts."""
+    if not column:
+        others = [name for name in ("text", "caption") if name in columns]
+        column = others[0] if "prompt" not in columns and len(others) == 1 else "prompt"
+    if column not in columns:
+        raise ValueError(f"{which} has no column {column!r}; it has {', '.join(columns)}")
+    return column

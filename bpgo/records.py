@@ -1,9 +1,12 @@
-"""How numbers leave a notebook: rounded text for people, a MIME bundle and a JSON file for machines.
+"""How numbers leave a notebook: text for people, a MIME bundle and a JSON file for machines.
 
-A record is a dict with `name`, `values` (nested dicts and lists of numbers, strings and None), its own
-tolerances `rtol` and `atol`, and `uncompared`: the keys whose values depend on the machine, such as seconds.
-Its file also has `context`, what it was run with, and `code`, which version of the code ran.
+A record is a dict with `name`, `values` (nested dicts and lists of numbers, strings and None), the
+tolerances `rtol` and `atol` of its numbers, and `uncompared`, the keys whose values depend on the
+machine, such as seconds. Its file also has `context`, the settings it was made with, and `code`,
+the version of the code that made it.
 """
+
+from __future__ import annotations
 
 import importlib.metadata
 import json
@@ -11,6 +14,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bpgo.files import write_atomic
@@ -19,16 +23,25 @@ MIME = "application/vnd.bpgo.record+json"
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
-def record(name, values, output=None, rtol=1e-2, atol=1e-6, context=None, uncompared=()):
-    """Show `values` and, where a folder `output` is given, write them to `<output>/<name>.json` in one step.
+def record(
+    name: str,
+    values: dict,
+    output: str | Path | None = None,
+    rtol: float = 1e-2,
+    atol: float = 1e-6,
+    context: dict | None = None,
+    uncompared: Iterable[str] = (),
+) -> dict:
+    """Show `values`, and write them to `<output>/<name>.json` if a folder `output` is given.
 
-    Two runs agree where |actual - expected| <= atol + rtol * |expected|; integers, strings and booleans must
-    be equal. Returns the whole record. Raises ValueError for a name that is no file name and for a number
-    that is not finite, TypeError for a value that JSON has no word for; both name the key.
+    Two runs agree if |actual - expected| <= atol + rtol * |expected|; integers, strings and
+    booleans must be equal. Returns the record with its context and code. Raises ValueError for a
+    name that cannot be a file name and for a number that is not finite, TypeError for a value that
+    JSON cannot hold; the message names the key.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(
-            f"record name {name!r} becomes a file name: use letters, digits, '-' and '_' only"
+            f"record name {name!r} becomes a file name: use only letters, digits, '-' and '_'"
         )
     if not isinstance(values, dict):
         raise TypeError(
@@ -36,23 +49,22 @@ def record(name, values, output=None, rtol=1e-2, atol=1e-6, context=None, uncomp
         )
     shown = {"name": name, "values": _plain(values, name), "rtol": rtol, "atol": atol}
     shown["uncompared"] = sorted(uncompared)
-    whole = shown | {"context": _plain(context or {}, f"{name}.context"), "code": code_version()}
+    complete = shown | {"context": _plain(context or {}, f"{name}.context"), "code": code_version()}
     _show(_table(shown["values"]), shown)
     if output:
         Path(output).mkdir(parents=True, exist_ok=True)
-        write_atomic(
-            Path(output) / f"{name}.json", json.dumps(whole, indent=1, allow_nan=False) + "\n"
-        )
-    return whole
+        text = json.dumps(complete, indent=1, allow_nan=False) + "\n"
+        write_atomic(Path(output) / f"{name}.json", text)
+    return complete
 
 
-def read_record(path):
-    """The record in one JSON file. Raises ValueError, with the path, for a file that is not a record."""
+def read_record(path: str | Path) -> dict:
+    """The record in a JSON file. Raises ValueError, naming the path, if the file has no record."""
     try:
         found = json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path} is not JSON ({error}): delete it and run its notebook again"
+            f"{path} is not JSON ({error}): delete it and rerun its notebook"
         ) from error
     if not isinstance(found, dict) or not {"name", "values", "rtol", "atol"} <= found.keys():
         raise ValueError(
@@ -61,45 +73,69 @@ def read_record(path):
     return found
 
 
-def read_records(folder):
-    """The records in `folder`, by file name. Raises FileNotFoundError where there is no such folder."""
+def read_records(folder: str | Path) -> list[dict]:
+    """The records in a folder, ordered by file name.
+
+    Raises FileNotFoundError if there is no such folder.
+    """
     if not Path(folder).is_dir():
         raise FileNotFoundError(
-            f"no folder {folder} to read records from: give a notebook output={folder}"
+            f"no folder {folder} to read records from: run a notebook with output={folder}"
         )
     return [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
 
 
-def agree(expected, actual):
-    """How record `actual` differs from `expected`, a line each, by the tolerances of `expected`."""
+def agree(expected: dict, actual: dict) -> list[str]:
+    """How the record `actual` differs from `expected`, one line per difference.
+
+    The tolerances are those of `expected`.
+    """
     known, found = dict(_leaves(expected["values"])), dict(_leaves(actual["values"]))
-    lines = [f"{_key(path)} is missing" for path in known if path not in found]
-    lines += [f"{_key(path)} was not expected" for path in found if path not in known]
-    for path in known.keys() & found.keys():
-        value, came = known[path], found[path]
-        if not set(path) & set(expected["uncompared"]) and not _close(value, came, expected):
-            lines.append(f"{_key(path)} is {came!r}, expected {value!r}")
+    uncompared = set(expected["uncompared"])
+    lines = []
+    for path, value in known.items():
+        if path not in found:
+            lines.append(f"{_key(path)} is missing")
+        elif uncompared.isdisjoint(path) and not _close(value, found[path], expected):
+            lines.append(f"{_key(path)} is {found[path]!r}, expected {value!r}")
+    for path in found:
+        if path not in known:
+            lines.append(f"{_key(path)} was not expected")
     bounds = f"(rtol {expected['rtol']:g}, atol {expected['atol']:g})"
     return [f"{expected['name']}.{line} {bounds}" for line in sorted(lines)]
 
 
-def code_version():
-    """Package version, git commit, and whether the code differs from that commit; "unknown" where it is."""
+def code_version() -> dict:
+    """The package version, the git commit, and whether the code differs from that commit.
+
+    What cannot be found out is "unknown".
+    """
     try:
         package = importlib.metadata.version("bpgo")
     except importlib.metadata.PackageNotFoundError:
         package = "unknown"
-    commit, changes = (
-        _git("rev-parse", "HEAD"),
-        _git("status", "--porcelain", "--", "bpgo", "notebooks/*.py"),
-    )
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--", "bpgo", "notebooks/*.py")
     if commit is None or changes is None:
         return {"package": package, "commit": "unknown", "dirty": "unknown"}
     return {"package": package, "commit": commit, "dirty": changes != ""}
 
 
-def _git(*arguments):
-    # Only the package's own checkout counts, not a repository that happens to hold the environment.
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of cells, all of one length, as text: the first column to the left, the others right."""
+    widths = []
+    for column in zip(*rows, strict=True):
+        widths.append(max(len(cell) for cell in column))
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _git(*arguments: str) -> str | None:
+    # Only the package's own checkout counts, not a repository that contains the environment.
     if not (CHECKOUT / ".git").exists():
         return None
     try:
@@ -109,8 +145,8 @@ def _git(*arguments):
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _plain(value, key):
-    """`value` in JSON's own types; NumPy and torch scalars and arrays become numbers and lists."""
+def _plain(value, key: str):
+    """`value` in the types of JSON; NumPy and torch scalars and arrays become numbers and lists."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, dict):
         return {str(name): _plain(inner, f"{key}.{name}") for name, inner in value.items()}
@@ -118,7 +154,7 @@ def _plain(value, key):
         return [_plain(inner, f"{key}.{index}") for index, inner in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(
-            f"{key} is {value}: mend what made it, or record None where there is no such number"
+            f"{key} is {value}: fix how it is computed, or record None if there is no such number"
         )
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -127,7 +163,7 @@ def _plain(value, key):
     )
 
 
-def _leaves(values, path=()):
+def _leaves(values: dict | list, path: tuple = ()) -> Iterator[tuple[tuple, object]]:
     """(path, leaf) pairs of nested dicts and lists."""
     for name, value in values.items() if isinstance(values, dict) else enumerate(values):
         if isinstance(value, dict | list):
@@ -136,45 +172,41 @@ def _leaves(values, path=()):
             yield (*path, name), value
 
 
-def _key(path):
+def _key(path: tuple) -> str:
     return ".".join(map(str, path))
 
 
-def _close(expected, actual, tolerances):
+def _close(expected, actual, tolerances: dict) -> bool:
     if isinstance(expected, float) and type(actual) in (int, float):
         return abs(actual - expected) <= tolerances["atol"] + tolerances["rtol"] * abs(expected)
     return type(expected) is type(actual) and expected == actual
 
 
-def _table(values):
-    """Aligned text: a row a value and a column a key where the values are flat dicts, else a line a leaf."""
+def _table(values: dict) -> str:
+    """Aligned text: one row per value and one column per key, or else one line per leaf.
+
+    The first form is for values that are all flat dicts.
+    """
     leaves = dict(_leaves(values))
-    if all(isinstance(row, dict) for row in values.values()) and all(
-        len(path) == 2 for path in leaves
-    ):
-        columns = list(dict.fromkeys(column for _, column in leaves))
-        lines = [["", *columns]]
-        lines += [
-            [row, *(_rounded(leaves.get((row, column))) for column in columns)] for row in values
-        ]
-    else:
-        lines = [[_key(path), _rounded(value)] for path, value in leaves.items()]
-    return aligned(lines)
+    are_dicts = all(isinstance(row, dict) for row in values.values())
+    if not are_dicts or any(len(path) != 2 for path in leaves):
+        return aligned([[_key(path), _rounded(value)] for path, value in leaves.items()])
+    columns = list(dict.fromkeys(column for _, column in leaves))
+    rows = [["", *columns]]
+    for name in values:
+        rows.append([name, *(_rounded(leaves.get((name, column))) for column in columns)])
+    return aligned(rows)
 
 
-def aligned(lines):
-    """Lists of strings of one length, as text: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
-    return "\n".join("  ".join(row).rstrip() for row in rows)
+def _rounded(value) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _rounded(value):
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _show(text, bundle):
-    ipython = sys.modules.get("IPython")  # nobody is in IPython who has not imported it
+def _show(text: str, bundle: dict) -> None:
+    # Code that runs in IPython has imported it, so it need not be imported to find out.
+    ipython = sys.modules.get("IPython")
     if ipython is None or ipython.get_ipython() is None:
         print(text)
     else:
