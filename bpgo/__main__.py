@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from bpgo.config import list_presets, read_config
+from bpgo.config import Config, list_presets, read_config
 
 ERRORS = (ValueError, TypeError, OSError, FloatingPointError, MemoryError)
 
@@ -113,7 +113,7 @@ def _bench(options) -> int:
 def _settings(options) -> int:
     from bpgo.settings import format_settings
 
-    print(format_settings())
+    print(format_settings(Config))
     return 0
 
 

@@ -7,17 +7,19 @@ several processes uses the same samples as the update of a run with one.
 
 from __future__ import annotations
 
-from bpgo.config import Config
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bpgo.config import Config
 
 
-def check_divisible(config: Config, processes: int = 1) -> None:
+def check_divisible(groups: int, updates: int, processes: int = 1) -> None:
     """Raise ValueError unless the groups divide evenly over updates and processes."""
-    updates = config.optimiser.updates
-    if config.groups % (updates * processes):
+    if groups % (updates * processes):
         over = f"optimiser.updates={updates}"
         if processes > 1:
             over += f" times {processes} processes"
-        raise ValueError(f"groups={config.groups} cannot be divided evenly over {over}")
+        raise ValueError(f"groups={groups} cannot be divided evenly over {over}")
 
 
 def own_groups(groups: int, updates: int, processes: int, rank: int) -> list[int]:

@@ -29,7 +29,9 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
+from bpgo.batching import check_divisible
 from bpgo.registry import TABLES, check_name
+from bpgo.settings import list_settings
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -285,9 +287,7 @@ class Config:
 
     @model_validator(mode="after")
     def _groups_divide(self):
-        from bpgo.batching import check_divisible
-
-        check_divisible(self)
+        check_divisible(self.groups, self.optimiser.updates)
         return self
 
     @model_validator(mode="after")
@@ -384,9 +384,7 @@ def _explain(error: dict) -> str:
     """One line of plain English for one of pydantic's errors."""
     key = ".".join(part for part in error["loc"] if isinstance(part, str))
     if error["type"] == "unexpected_keyword_argument":
-        from bpgo.settings import list_settings
-
-        known = [setting.name for setting in list_settings()]
+        known = [setting.name for setting in list_settings(Config)]
         groups = {name.rpartition(".")[0] for name in known} - {""}
         near = get_close_matches(key, [*known, *groups], 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else "`bpgo settings` lists them all"

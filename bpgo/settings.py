@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
-from bpgo.config import Config
-
 BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 WORDS = {"string": "text", "boolean": "true | false", "array": "list", "object": "mapping"}
 
@@ -22,16 +20,16 @@ class Setting(NamedTuple):
     meaning: str
 
 
-def list_settings() -> list[Setting]:
-    """Every setting of a preset, in order of definition."""
-    schema = TypeAdapter(Config).json_schema()
+def list_settings(config: type) -> list[Setting]:
+    """Every setting of a configuration class, in order of definition."""
+    schema = TypeAdapter(config).json_schema()
     return _below(schema, schema, "")
 
 
-def format_settings() -> str:
+def format_settings(config: type) -> str:
     """The settings as text, two lines each: name, allowed values and default; then the meaning."""
     lines = []
-    for s in list_settings():
+    for s in list_settings(config):
         lines += [f"{s.name} = {s.default}    [{s.allowed}]", f"    {s.meaning}"]
     return "\n".join(lines)
 

@@ -91,7 +91,7 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision=config.precision, log_with=tracker, project_dir=self.output
         )
-        check_divisible(config, self.accelerator.num_processes)
+        check_divisible(config.groups, config.optimiser.updates, self.accelerator.num_processes)
         self.micro_batch = micro_batch_size(config, self.accelerator.num_processes)
         self.keep_on = "cpu" if config.generator.offload else None
         with memory_explained(config):
