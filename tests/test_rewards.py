@@ -87,8 +87,8 @@ def test_a_reward_does_not_depend_on_its_batch(name, clip_folder, image_reward_f
     together = reward(pixels, PROMPTS)
     alone = torch.cat([reward(pixels[i : i + 1], PROMPTS[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-    assert not torch.allclose(together, reward(pixels.flip(0), PROMPTS), atol=1e-5)
-    assert not torch.allclose(together, reward(pixels, PROMPTS[::-1]), atol=1e-5)
+    assert not torch.allclose(together, reward(pixels.flip(0), PROMPTS), atol=1e-3)
+    assert not torch.allclose(together, reward(pixels, PROMPTS[::-1]), atol=1e-3)
 
 
 def test_image_reward_is_blip_and_a_linear_head(image_reward_folder):

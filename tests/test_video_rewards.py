@@ -621,9 +621,7 @@ def test_image_grid_is_image_reward_of_the_grid(image_reward_folder):
     )  # 2 x 3: a centre crop of the grid itself would cut the outer columns in half
     changed = pixels.clone()
     changed[:, 3, :, :, :8] = 1 - changed[:, 3, :, :, :8]
-    assert (
-        reward(pixels, PROMPTS) != reward(changed, PROMPTS)
-    ).all()  # cut off, the change would leave every bit as it is
+    assert (reward(pixels, PROMPTS) - reward(changed, PROMPTS)).abs().min() > 1e-3
     assert reward(pixels.bfloat16(), PROMPTS).dtype == torch.float32
 
 
