@@ -222,8 +222,8 @@ class OptimiserConfig:
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     updates: Count = 1
-    """Optimiser steps per iteration, each on its share of the prompts. The first is exactly on-
-    policy."""
+    """Optimiser steps per iteration, each on its share of the prompts. The first is exactly
+    on-policy."""
     epochs: Count = 1
     """Passes over the samples of an iteration."""
     ema_decay: Decay = 0.0

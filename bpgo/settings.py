@@ -43,7 +43,8 @@ def _below(group: dict, schema: dict, prefix: str) -> list[Setting]:
             continue
         required = name in group.get("required", ())
         default = "required" if required else _default(entry)
-        found.append(Setting(prefix + name, _allowed(entry), default, entry.get("description", "")))
+        meaning = " ".join(entry.get("description", "").split())  # a docstring of several lines
+        found.append(Setting(prefix + name, _allowed(entry), default, meaning))
     return found
 
 
