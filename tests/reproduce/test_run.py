@@ -10,13 +10,14 @@ import signal
 from pathlib import Path
 
 import pytest
+from snakemake.utils import available_cpu_count
 
 from reproduce import run, summary
 from tests.reproduce import driver
 from tests.reproduce.driver import ROOT, end, ran, record_of, set_seeds, stamp_of, wait_until
 
 needs_two_cores = pytest.mark.skipif(
-    (os.cpu_count() or 1) < 2, reason="the waiting job takes one core"
+    available_cpu_count() < 2, reason="the waiting job takes one core"
 )
 
 
