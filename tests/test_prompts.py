@@ -258,7 +258,8 @@ def test_a_file_without_prompts_is_refused(file, name, content):
         read_prompts(place)
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)  # owner/nowhere may be a hub id
     for name in (str(tmp_path / "nowhere.txt"), "nowhere.jsonl", "owner/nowhere", str(tmp_path)):
         with pytest.raises(FileNotFoundError) as error:
             read_prompts(name)
