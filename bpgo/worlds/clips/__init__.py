@@ -1,1 +1,1 @@
-"""The world of clips: one coloured shape in motion, nine frames long."""
+"""The world of clips: videos of one coloured shape in motion, nine frames long."""

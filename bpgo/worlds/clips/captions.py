@@ -1,8 +1,8 @@
-"""Captions of clips: what moves and how, named, left out or said in other words; and how ambiguous each is, exactly.
+"""Captions of clips: what moves and how, named or left out, and how ambiguous that is, exactly.
 
-As for pictures (`captions`), each attribute is named with probability MENTION, in one of two words. A motion that is not named is either
-not spoken of at all or said to be one: "a red circle moves". For image-to-video the picture shows what moves, so "it moves" leaves
-only the motion open.
+As in the shapes world, each attribute is named with probability MENTION, in one of two words. A
+motion that is not named is either not mentioned at all, or mentioned as a motion: "a red circle
+moves". For image-to-video the image shows what moves, so "it moves" leaves only the motion open.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import random
 from collections import Counter
 from dataclasses import replace
 
-from bpgo.worlds.clips.scenes import MOVING, Clip, all_clips, says
-from bpgo.worlds.shapes.captions import MENTION, _entropy
-from bpgo.worlds.shapes.captions import WORDS as PICTURE_WORDS
+from bpgo.worlds.clips.scenes import MOVING, Scene, all_scenes, describes
+from bpgo.worlds.forms import ANY_SHAPE, COLOUR_WORDS, MENTION, SHAPE_WORDS
+from bpgo.worlds.shared import caption_probabilities, choose, entropy
 
 WORDS = {
-    kind: {value: words for value, words in PICTURE_WORDS[kind].items() if value}
-    for kind in ("shape", "colour")
-} | {
+    "shape": SHAPE_WORDS,
+    "colour": COLOUR_WORDS,
     "motion": {
         "still": ("stays still", "does not move"),
         "left": ("moves left", "goes left"),
@@ -33,143 +32,168 @@ WORDS = {
     },
     "speed": {"slow": ("slowly", "gently"), "fast": ("fast", "quickly")},
 }
-NOUNS = ("shape", "thing")  # of an open shape
-MEANING = {
-    w: (kind, value)
-    for kind, table in WORDS.items()
-    for value, words in table.items()
-    for w in words
-}
-MEANING |= {noun: ("shape", None) for noun in NOUNS} | {word: (word, None) for word in ("a", "it")}
+
+
+def _meanings() -> dict[str, tuple[str, str | None]]:
+    """Phrase -> (kind of attribute, value). "a" and "it" are kinds of their own."""
+    meanings = {
+        phrase: (kind, value)
+        for kind, table in WORDS.items()
+        for value, phrases in table.items()
+        for phrase in phrases
+    }
+    meanings |= {noun: ("shape", None) for noun in ANY_SHAPE}
+    return meanings | {word: (word, None) for word in ("a", "it")}
+
+
+MEANING = _meanings()
 VOCABULARY = sorted({word for phrase in MEANING for word in phrase.split()})
 
 
-def wordings(description: Clip) -> dict[str, float]:
-    """Every caption that says this description, with its probability. A description of a speed names a motion, if only MOVING."""
-    colours, shapes = (
-        WORDS["colour"].get(description.colour, ("",)),
-        WORDS["shape"].get(description.shape, NOUNS),
-    )
+def wordings(description: Scene) -> dict[str, float]:
+    """Every caption of a description, with its probability.
+
+    A description with a speed has a motion too, which may be MOVING.
+    """
+    shapes = WORDS["shape"].get(description.shape, ANY_SHAPE)
+    colours = WORDS["colour"].get(description.colour, ("",))
+    motions = WORDS["motion"].get(description.motion, ("",))
+    speeds = WORDS["speed"].get(description.speed, ("",))
     subjects = [f"a {colour} {shape}".replace("  ", " ") for colour in colours for shape in shapes]
     if description.shape is None and description.colour is None:
         subjects.append("it")
-    motions = WORDS["motion"].get(description.motion, ("",))
-    said = []
-    for subject, motion, speed in itertools.product(
-        subjects, motions, WORDS["speed"].get(description.speed, ("",))
-    ):
-        said += [f"{subject} {motion} {speed}".strip(), f"{speed} {subject} {motion}".strip()]
-    return {caption: n / len(said) for caption, n in Counter(said).items()}
+    captions = []
+    for subject, motion, speed in itertools.product(subjects, motions, speeds):
+        captions.append(f"{subject} {motion} {speed}".strip())
+        captions.append(f"{speed} {subject} {motion}".strip())
+    return {caption: n / len(captions) for caption, n in Counter(captions).items()}
 
 
-def leave_out(clip: Clip, names: set[str], says_moving: bool = False) -> Clip:
-    """The description of a clip that leaves these attributes open. says_moving: of an open motion, say at least that there is one."""
-    left = replace(clip, **dict.fromkeys(names))
-    if "motion" in names and clip.motion != "still" and (says_moving or left.speed):
-        left = replace(left, motion=MOVING)
-    return left
+def leave_out(scene: Scene, names: set[str], says_moving: bool = False) -> Scene:
+    """The description of a scene that leaves these attributes open.
+
+    says_moving: a motion left open becomes MOVING, "anything but still". It does so in any case if
+    the description has a speed.
+    """
+    description = replace(scene, **dict.fromkeys(names))
+    if "motion" in names and scene.motion != "still" and (says_moving or description.speed):
+        description = replace(description, motion=MOVING)
+    return description
 
 
-def omissions(clip: Clip) -> dict[Clip, float]:
-    """Every description of a clip, from everything named to nothing named, with its probability."""
-    names, result = list(clip.attributes), Counter()
+def omissions(scene: Scene) -> dict[Scene, float]:
+    """Every description of a scene, from all named to nothing named, with its probability."""
+    names = list(scene.attributes)
+    result: Counter[Scene] = Counter()
     for kept in itertools.product((True, False), repeat=len(names)):
         dropped = {name for name, keep in zip(names, kept, strict=True) if not keep}
-        for moving in (True, False):
-            result[leave_out(clip, dropped, moving)] += (
-                math.prod(MENTION if keep else 1 - MENTION for keep in kept) / 2
-            )
+        probability = math.prod(MENTION if keep else 1 - MENTION for keep in kept)
+        for says_moving in (True, False):
+            result[leave_out(scene, dropped, says_moving)] += probability / 2
     return dict(result)
 
 
-def sample_wording(description: Clip, rng: random.Random) -> str:
-    said = wordings(description)
-    return rng.choices(list(said), weights=said.values())[0]
+def sample_wording(description: Scene, rng: random.Random) -> str:
+    """One caption of a description, drawn from `wordings`."""
+    return choose(wordings(description), rng)
 
 
-def sample_caption(clip: Clip, rng: random.Random) -> str:
-    """One caption of a clip: attributes left out at random, words and their order chosen at random."""
-    names = {name for name in clip.attributes if rng.random() > MENTION}
-    return sample_wording(leave_out(clip, names, rng.random() < 0.5), rng)
+def sample_caption(scene: Scene, rng: random.Random) -> str:
+    """One caption of a scene: attributes left out, words and word order are random."""
+    dropped = {name for name in scene.attributes if rng.random() > MENTION}
+    return sample_wording(leave_out(scene, dropped, rng.random() < 0.5), rng)
 
 
-def parse(caption: str) -> Clip:
-    """The description that a caption says. Raises ValueError with the words that are not the world's, or say a thing twice."""
-    rest, found = caption.lower().replace(",", " ").split(), {}
-    unknown = [word for word in rest if word not in VOCABULARY]
-    while rest and not unknown:
-        for size in range(
-            min(3, len(rest)), 0, -1
-        ):  # longest phrase first: "moves left" before "moves"
-            kind, value = MEANING.get(" ".join(rest[:size]), (None, None))
-            if kind and kind not in found:
-                found[kind], rest = value, rest[size:]
-                break
-        else:
-            unknown = [" ".join(rest)]
+def parse(caption: str) -> Scene:
+    """The description that a caption words. Raises ValueError for text that is not a caption.
+
+    The message names the words that are unknown, or that name an attribute a second time.
+    """
+    words = caption.lower().replace(",", " ").split()
+    unknown = [word for word in words if word not in VOCABULARY]
+    if unknown:
+        raise _not_a_caption(caption, f"cannot read {', '.join(unknown)}")
+    found = _phrases(caption, words)
     subject = found.keys() & {"a", "it", "colour", "shape"}
-    if unknown or subject not in ({"it"}, {"a", "shape"}, {"a", "colour", "shape"}):
-        raise ValueError(
-            f"not a caption of a clip: {caption!r} (cannot read {', '.join(unknown) or 'what it is about'})"
-        )
+    if subject not in ({"it"}, {"a", "shape"}, {"a", "colour", "shape"}):
+        raise _not_a_caption(caption, "cannot read what it is about")
     if found.get("motion") == "still" and "speed" in found:
-        raise ValueError(f"not a caption of a clip: {caption!r} (what is still has no speed)")
+        raise _not_a_caption(caption, "what is still has no speed")
     if "speed" in found:
         found.setdefault("motion", MOVING)
-    return Clip(**{kind: value for kind, value in found.items() if kind in WORDS})
+    return Scene(**{kind: value for kind, value in found.items() if kind in WORDS})
 
 
-def prompt_bits(caption: str, picture: Clip | None = None) -> float:
-    """log2 of how many clips fit the caption, each equally likely: 0 when it leaves nothing open, 8.3 for "a shape".
+def _phrases(caption: str, words: list[str]) -> dict[str, str | None]:
+    """Kind -> value of the phrases. Tries the longest first: "moves left" before "moves"."""
+    found: dict[str, str | None] = {}
+    while words:
+        for size in range(min(3, len(words)), 0, -1):
+            kind, value = MEANING.get(" ".join(words[:size]), (None, None))
+            if kind and kind not in found:
+                found[kind] = value
+                words = words[size:]
+                break
+        else:
+            raise _not_a_caption(caption, f"cannot read {' '.join(words)}")
+    return found
 
-    What a caption tells by what it leaves unsaid is not counted ("a shape" is said more often of one that is still than of one that moves).
-    picture: for image-to-video the clip whose first frame is given; what it looks like is then known.
+
+def _not_a_caption(caption: str, reason: str) -> ValueError:
+    return ValueError(f"not a caption of the clips world: {caption!r} ({reason})")
+
+
+def prompt_bits(caption: str, image_of: Scene | None = None) -> float:
+    """log2 of how many scenes fit the caption: 0 if nothing is open, 8.3 for "a shape".
+
+    Every scene that fits counts the same: "a shape" is a more likely caption of a scene that is
+    still than of one that moves, and this is ignored. image_of: for image-to-video, the scene whose
+    first frame is given, which tells the shape and the colour.
     """
     description = parse(caption)
-    if picture is not None:
-        description = replace(description, shape=picture.shape, colour=picture.colour)
-    return _entropy([1.0] * sum(says(description, clip) for clip in all_clips()))
+    if image_of is not None:
+        description = replace(description, shape=image_of.shape, colour=image_of.colour)
+    return entropy([1.0] * sum(describes(description, scene) for scene in all_scenes()))
 
 
-def clip_bits(clip: Clip) -> float:
-    """Entropy, in bits, of the caption given the clip: in how many ways the same video may be said."""
-    captions: Counter[str] = Counter()
-    for description, p in omissions(clip).items():
-        for caption, q in wordings(description).items():
-            captions[caption] += p * q
-    return _entropy(captions.values())
+def scene_bits(scene: Scene) -> float:
+    """Entropy, in bits, of the caption given the scene: the number of ways to word one video."""
+    return entropy(caption_probabilities(omissions(scene), wordings).values())
 
 
-def graded_prompts(n: int, seed: int, specified: float, pictures: bool) -> list[tuple[Clip, dict]]:
-    """n clips, each with a row {prompt, level, bits} of graded ambiguity: a share `specified` leaves nothing open, the rest a
-    uniformly drawn number of attributes, at least one.
+def graded_prompts(
+    n: int, seed: int, specified: float = 0.5, images: bool = False
+) -> list[dict[str, str | float]]:
+    """n prompts of graded ambiguity, as rows {prompt, level, bits}: those of `graded_scenes`."""
+    return [row for _, row in graded_scenes(n, seed, specified, images)]
 
-    level: share of the attributes that are named. pictures: for image-to-video, where a row specifies when it names the motion, and
-    what it looks like is named or not by chance.
+
+def graded_scenes(
+    n: int, seed: int, specified: float = 0.5, images: bool = False
+) -> list[tuple[Scene, dict[str, str | float]]]:
+    """n scenes with one prompt of graded ambiguity each, as rows {prompt, level, bits}.
+
+    A share `specified` leaves nothing open, and the rest leaves out a uniformly drawn number of
+    attributes, at least one. level: share of attributes named, in [0, 1]. bits: `prompt_bits`.
+    images: for image-to-video. The attributes of a prompt are then motion and speed only, and it
+    names the shape and the colour, which the image shows, with probability MENTION.
     """
-    rng, rows = random.Random(seed), []
+    rng = random.Random(seed)
+    rows = []
     for i in range(n):
-        clip = rng.choice(all_clips())
-        names = [name for name in clip.attributes if not pictures or name in ("motion", "speed")]
-        dropped = (
-            set()
-            if i < round(n * specified)
-            else set(rng.sample(names, rng.randint(1, len(names))))
-        )
-        looks = {name for name in ("shape", "colour") if pictures and rng.random() > MENTION}
-        caption = sample_wording(
-            leave_out(clip, dropped | looks, pictures or rng.random() < 0.5), rng
-        )
-        bits = prompt_bits(caption, clip if pictures else None)
-        rows.append(
-            (
-                clip,
-                {
-                    "prompt": caption,
-                    "level": round(1 - len(dropped) / len(names), 3),
-                    "bits": round(bits, 4),
-                },
-            )
-        )
+        scene = rng.choice(all_scenes())
+        names = [name for name in scene.attributes if not images or name in ("motion", "speed")]
+        dropped: set[str] = set()
+        if i >= round(n * specified):
+            dropped = set(rng.sample(names, rng.randint(1, len(names))))
+        looks = {name for name in ("shape", "colour") if images and rng.random() > MENTION}
+        description = leave_out(scene, dropped | looks, images or rng.random() < 0.5)
+        caption = sample_wording(description, rng)
+        row = {
+            "prompt": caption,
+            "level": round(1 - len(dropped) / len(names), 3),
+            "bits": round(prompt_bits(caption, scene if images else None), 4),
+        }
+        rows.append((scene, row))
     rng.shuffle(rows)
     return rows

@@ -1,1 +1,1 @@
-"""A second embedded world, of real pictures: handwritten digits, whose ambiguity is natural."""
+"""The world of digits: images of real handwriting, with the ambiguity of everyday language."""

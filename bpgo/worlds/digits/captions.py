@@ -1,8 +1,9 @@
 """Captions of digits, and how much each leaves open, exactly.
 
-A caption names the digit, or says that it is one of two that are easily confused, its half of the scale, its parity, or only that it is a
-digit. A vague description is said of every digit that it fits with one probability (5, which is in neither half, is named the more
-often), so that, digits being equally frequent, a caption leaves log2 of the number of fitting digits open.
+A caption names the digit, or tells that it is one of two that are easily confused, in which half of
+the scale it is, its parity, or only that it is a digit. A vague description is used for every digit
+that it fits with the same probability. (5 is in neither half, so it is named more often.) Digits
+are equally frequent, so a caption leaves open log2 of the number of digits that fit.
 """
 
 from __future__ import annotations
@@ -10,21 +11,31 @@ from __future__ import annotations
 import math
 import random
 
+from bpgo.worlds.shared import caption_probabilities, choose, entropy
+
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PAIRS = ((0, 6), (1, 7), (2, 3), (4, 9), (5, 8))
 ANY = frozenset(range(10))
-MENTION = (
-    0.1  # how often each kind of vague description is said of a digit that one of the kind fits
-)
-KINDS = {  # what fits, and the words for it
-    "pair": {
-        frozenset(pair): tuple(
-            f"{start} {NAMES[a]} or {NAMES[b]}"
-            for a, b in (pair, pair[::-1])
-            for start in ("either", "a handwritten")
-        )
-        for pair in PAIRS
-    },
+VAGUE_SHARE = 0.1  # probability of each kind of vague description that fits a digit
+
+
+def _names(digit: int) -> tuple[str, ...]:
+    """The wordings that name a digit, as a word or as a figure."""
+    starts = ("an" if digit == 8 else "a", "a handwritten", "the digit", "the number")
+    return tuple(f"{start} {name}" for name in (NAMES[digit], str(digit)) for start in starts)
+
+
+def _pair_names(a: int, b: int) -> tuple[str, ...]:
+    """The wordings that name one of two digits."""
+    captions = []
+    for first, second in ((a, b), (b, a)):
+        for start in ("either", "a handwritten"):
+            captions.append(f"{start} {NAMES[first]} or {NAMES[second]}")
+    return tuple(captions)
+
+
+KINDS = {  # kind of vague description -> digits that fit -> wordings
+    "pair": {frozenset(pair): _pair_names(*pair) for pair in PAIRS},
     "side": {
         frozenset({6, 7, 8, 9}): (
             "a digit above five",
@@ -43,47 +54,42 @@ KINDS = {  # what fits, and the words for it
     },
     "any": {ANY: ("a digit", "a number", "a handwritten digit")},
 }
-VAGUE = {fitting: words for kind in KINDS.values() for fitting, words in kind.items()}
-
-
-def _names(digit: int) -> tuple[str, ...]:
-    """The wordings that name a digit, as a word or as a figure."""
-    article = "an" if digit == 8 else "a"
-    return tuple(
-        f"{start} {said}"
-        for said in (NAMES[digit], str(digit))
-        for start in (article, "a handwritten", "the digit", "the number")
-    )
-
-
-WORDINGS = {frozenset({d}): _names(d) for d in range(10)} | VAGUE
-MEANING = {caption: fitting for fitting, captions in WORDINGS.items() for caption in captions}
+VAGUE = {description: words for kind in KINDS.values() for description, words in kind.items()}
+WORDINGS = {frozenset({digit}): _names(digit) for digit in range(10)} | VAGUE
+MEANING = {caption: digits for digits, captions in WORDINGS.items() for caption in captions}
 VOCABULARY = sorted({word for caption in MEANING for word in caption.split()})
 
 
-def descriptions(digit: int) -> dict[frozenset[int], float]:
-    """Everything that may be said of a digit, as the digits that it fits, with its probability."""
-    vague = {fitting: MENTION for fitting in VAGUE if digit in fitting}
-    return {frozenset({digit}): 1 - sum(vague.values())} | vague
+def wordings(description: frozenset[int]) -> dict[str, float]:
+    """Every caption of a description, with its probability."""
+    captions = WORDINGS[description]
+    return dict.fromkeys(captions, 1 / len(captions))
 
 
-def sample_caption(digit: int, rng: random.Random) -> str:
-    """One caption of a digit, drawn from `descriptions` and their wordings."""
-    said = descriptions(digit)
-    return rng.choice(WORDINGS[rng.choices(list(said), weights=said.values())[0]])
+def omissions(scene: int) -> dict[frozenset[int], float]:
+    """Every description of a digit, as the set of digits that it fits, with its probability."""
+    vague = {description: VAGUE_SHARE for description in VAGUE if scene in description}
+    return {frozenset({scene}): 1 - sum(vague.values())} | vague
 
 
-def name_digit(digit: int, rng: random.Random) -> str:
-    """One caption that names a digit."""
-    return rng.choice(WORDINGS[frozenset({digit})])
+def sample_wording(description: frozenset[int], rng: random.Random) -> str:
+    """One caption of a description, drawn from `wordings`."""
+    return rng.choice(WORDINGS[description])
+
+
+def sample_caption(scene: int, rng: random.Random) -> str:
+    """One caption of a digit: its description and the wording are random."""
+    return sample_wording(choose(omissions(scene), rng), rng)
 
 
 def parse(caption: str) -> frozenset[int]:
-    """The digits that a caption fits. Raises ValueError for what is no caption of this world."""
+    """The digits that a caption fits. Raises ValueError for text that is not a caption."""
     key = " ".join(caption.lower().split())
     if key not in MEANING:
+        examples = ", ".join(list(MEANING)[:3])
         raise ValueError(
-            f"not a caption of the digits world: {caption!r} (it has {len(MEANING)}, such as {', '.join(list(MEANING)[:3])})"
+            f"not a caption of the digits world: {caption!r} "
+            f"(it is none of {len(MEANING)} captions such as {examples})"
         )
     return MEANING[key]
 
@@ -93,25 +99,29 @@ def prompt_bits(caption: str) -> float:
     return math.log2(len(parse(caption)))
 
 
-def other_digit(digit: int, caption: str, rng: random.Random) -> int | None:
-    """A digit that the caption does not fit; None if it fits all."""
-    others = sorted(ANY - parse(caption))
-    return rng.choice(others) if others else None
+def scene_bits(scene: int) -> float:
+    """Entropy, in bits, of the caption given the digit."""
+    return entropy(caption_probabilities(omissions(scene), wordings).values())
 
 
-def graded_prompts(n: int, seed: int, specified: float = 0.5) -> list[dict]:
-    """n prompts as rows {prompt, level, bits}: the share `specified` names a digit, the others are vague, each kind as often.
+def graded_prompts(n: int, seed: int, specified: float = 0.5) -> list[dict[str, str | float]]:
+    """n prompts of graded ambiguity, as rows {prompt, level, bits}.
 
-    Kinds: one of two, a half of the scale, a parity, any. `level` is 1 - bits / log2(10), in [0, 1].
+    A share `specified` names a digit, each as often. The others are vague: one of two digits, half
+    of the scale, parity or any digit, each kind as often. level: 1 - bits / log2(10), in [0, 1].
+    bits: `prompt_bits`.
     """
-    rng, named, kinds = random.Random(seed), round(n * specified), list(KINDS.values())
-    fitting = [frozenset({i % 10}) for i in range(named)] + [
-        rng.choice(list(kinds[i % len(kinds)])) for i in range(n - named)
-    ]
-    captions = [rng.choice(WORDINGS[f]) for f in fitting]
+    rng = random.Random(seed)
+    kinds = list(KINDS.values())
+    n_named = round(n * specified)
+    descriptions = [frozenset({i % 10}) for i in range(n_named)]
+    for i in range(n - n_named):
+        descriptions.append(rng.choice(list(kinds[i % len(kinds)])))
+    captions = [sample_wording(description, rng) for description in descriptions]
     rng.shuffle(captions)
-    graded = [(caption, prompt_bits(caption)) for caption in captions]
-    return [
-        {"prompt": caption, "level": round(1 - bits / math.log2(10), 3), "bits": round(bits, 4)}
-        for caption, bits in graded
-    ]
+    rows = []
+    for caption in captions:
+        bits = prompt_bits(caption)
+        level = round(1 - bits / math.log2(10), 3)
+        rows.append({"prompt": caption, "level": level, "bits": round(bits, 4)})
+    return rows

@@ -1,7 +1,9 @@
-"""The pictures of the digits world: scikit-learn's handwriting, 8 x 8 grey levels of 0-16, shown at 32 x 32 pixels.
+"""The images of the digits world: handwriting from scikit-learn, shown at 32 x 32 pixels.
 
-The 1797 pictures (optical recognition of handwritten digits, UCI, CC BY 4.0) fall into splits that share none, by a fixed permutation:
-one for the generator, one for the rewards, one for the judge, of which a part is kept to measure the judge's error.
+A scene is a digit, 0 to 9, and a description is the set of digits that it fits. The 1797 images of
+8 x 8 grey levels (optical recognition of handwritten digits, UCI, CC BY 4.0) are divided by a fixed
+permutation into splits that share no image: one for the generator, one for the rewards, and one for
+the oracle, a part of which is kept to measure the error of the oracle.
 """
 
 from __future__ import annotations
@@ -13,9 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SIDE = 32
+Scene = int
+SIDE = 32  # pixels
 LEVELS = 16  # of grey, above black
 SPLITS = {"generator": 600, "reward": 500, "judge_train": 397, "judge_test": 300}
+
+
+def all_scenes() -> tuple[int, ...]:
+    """The ten digits, each equally likely in the world."""
+    return tuple(range(10))
+
+
+def describes(description: frozenset[int], scene: int) -> bool:
+    """Whether the description fits the digit."""
+    return scene in description
 
 
 def rows_of(split: str) -> Tensor:
@@ -26,48 +39,55 @@ def rows_of(split: str) -> Tensor:
 
 @cache
 def handwriting(split: str) -> tuple[Tensor, Tensor]:
-    """(N, 8, 8) uint8 grey levels in 0-16 and the (N,) digits they show. Raises FileNotFoundError without scikit-learn."""
+    """(N, 8, 8) uint8 grey levels in 0-16, and the (N,) digits that they show.
+
+    Raises FileNotFoundError if scikit-learn, which has the images, is not installed.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise FileNotFoundError(
-            "the handwriting comes with scikit-learn, which is not here: pip install scikit-learn"
+            "the images of the digits world come with scikit-learn, which is not installed: "
+            "pip install scikit-learn"
         ) from None
     found, rows = load_digits(), rows_of(split)
-    return torch.from_numpy(found.images)[rows].to(torch.uint8), torch.from_numpy(found.target)[
-        rows
-    ].long()
+    levels, digits = torch.from_numpy(found.images)[rows], torch.from_numpy(found.target)[rows]
+    return levels.to(torch.uint8), digits.long()
 
 
-def show(levels: Tensor) -> Tensor:
-    """(N, 8, 8) grey levels as (N, 3, 32, 32) pictures in [0, 1], bilinear."""
-    grey = F.interpolate(
-        levels[:, None].float() / LEVELS, size=(SIDE, SIDE), mode="bilinear", align_corners=False
-    )
+def enlarge(levels: Tensor) -> Tensor:
+    """(N, 8, 8) grey levels as (N, 3, 32, 32) images in [0, 1], by bilinear interpolation."""
+    grey = levels[:, None].float() / LEVELS
+    grey = F.interpolate(grey, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
     return grey.expand(-1, 3, -1, -1)
 
 
-def vary(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures each turned by up to 8 degrees, scaled by up to 8 % and moved by up to 1.5 pixels."""
-    turn, scale, right, down = (
-        torch.rand(4, len(pictures), generator=generator) * 2 - 1
-    ) * torch.tensor([math.radians(8), 0.08, 3 / SIDE, 3 / SIDE])[:, None]
+def vary(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The images, each turned by up to 8 degrees, scaled by up to 8 % and moved by 1.5 pixels."""
+    limits = torch.tensor([math.radians(8), 0.08, 3 / SIDE, 3 / SIDE])[:, None]
+    draws = torch.rand(4, len(images), generator=generator) * 2 - 1
+    turn, scale, right, down = draws * limits
     cos, sin = turn.cos() * (1 + scale), turn.sin() * (1 + scale)
     maps = torch.stack([torch.stack([cos, -sin, right], 1), torch.stack([sin, cos, down], 1)], 1)
-    return F.grid_sample(
-        pictures,
-        F.affine_grid(maps, list(pictures.shape), align_corners=False),
-        align_corners=False,
-    )
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
 
 
-def sample_pictures(split: str, n: int, generator: torch.Generator) -> tuple[Tensor, list[int]]:
-    """n varied pictures of a split and the digits they show: each digit as often as any, then one of its pictures."""
+def sample_scenes(n: int, generator: torch.Generator) -> list[int]:
+    """n digits, drawn uniformly."""
+    return torch.randint(10, (n,), generator=generator).tolist()
+
+
+def sample_pixels(
+    scenes: list[int], generator: torch.Generator, split: str = "generator"
+) -> Tensor:
+    """(B, 3, 32, 32) varied images of the digits, from random images of a split."""
     levels, shown = handwriting(split)
-    digits = torch.randint(10, (n,), generator=generator)
-    rows = torch.empty(n, dtype=torch.long)
-    for digit in range(10):
-        mine = (digits == digit).nonzero().flatten()
-        theirs = (shown == digit).nonzero().flatten()
-        rows[mine] = theirs[torch.randint(len(theirs), (len(mine),), generator=generator)]
-    return vary(show(levels)[rows], generator), digits.tolist()
+    wanted = torch.tensor(scenes)
+    rows = torch.empty(len(scenes), dtype=torch.long)
+    for digit in all_scenes():
+        places = (wanted == digit).nonzero().flatten()
+        candidates = (shown == digit).nonzero().flatten()
+        chosen = torch.randint(len(candidates), (len(places),), generator=generator)
+        rows[places] = candidates[chosen]
+    return vary(enlarge(levels)[rows], generator)

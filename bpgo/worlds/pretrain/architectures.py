@@ -1,32 +1,32 @@
-"""The tiny architectures: real diffusers and transformers classes at a size that two cores train in minutes.
+"""The tiny architectures, at a size that two cores train in minutes.
 
-Tokenizers are built from the world's vocabulary, so nothing is downloaded. Every class is the published one; only widths differ.
+Every class is the published one of diffusers or transformers, and only the widths differ.
+Tokenizers are built from the vocabulary of a world, so nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import json
 
-from bpgo.worlds.clips.captions import VOCABULARY as CLIP_VOCABULARY
+from bpgo.worlds.clips.captions import VOCABULARY as VIDEO_VOCABULARY
 from bpgo.worlds.shapes.captions import VOCABULARY
 
-CLIP_TOKENS = 12  # the longest caption of a clip has 7 words
-BOUNDARY = 0.8  # of the two experts: with 8 steps and shift 3, four steps for each
-TOKENS = 16  # the longest caption has 11 words; two or fewer special tokens
+TOKENS = 16  # the longest caption of a drawing has 11 words, and there are at most 2 special tokens
+VIDEO_TOKENS = 12  # the longest caption of a clip has 7 words
+BOUNDARY = 0.8  # sigma between the two experts: each takes 4 of 8 steps at a shift of 3
 
 
 def t5_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
-    """One token a word, `</s>` at the end; words outside the vocabulary become `<unk>`."""
+    """T5's tokenizer with one token per word, and `<unk>` for words outside the vocabulary."""
     from transformers import T5Tokenizer
 
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), ("▁", -50.0)] + [
-        (f"▁{w}", -1.0) for w in vocabulary
-    ]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), ("▁", -50.0)]
+    pieces = special + [(f"▁{word}", -1.0) for word in vocabulary]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=tokens)
 
 
 def clip_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
-    """CLIP's byte-pair tokenizer with merges learnt from the vocabulary, so that each word is one token."""
+    """CLIP's byte-pair tokenizer, with merges learnt such that each word is one token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -39,9 +39,8 @@ def clip_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
     bpe.train_from_iterator(vocabulary, trainer)
     learnt = json.loads(bpe.to_str())["model"]
     merges = [tuple(pair) for pair in learnt["merges"]]
-    words = [
-        f"{word}</w>" for word in sorted(vocabulary)
-    ]  # ids of our own: the trainer's depend on how it breaks ties
+    # The ids of the trainer depend on how it breaks ties, so they are assigned anew.
+    words = [f"{word}</w>" for word in sorted(vocabulary)]
     rest = sorted(learnt["vocab"].keys() - {*special, *words})
     return CLIPTokenizer(
         vocab={token: i for i, token in enumerate(special + words + rest)},
@@ -51,7 +50,7 @@ def clip_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
 
 
 def bert_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
-    """BERT's word-piece tokenizer over whole words."""
+    """BERT's word-piece tokenizer with one token per word."""
     from transformers import BertTokenizer
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -82,7 +81,10 @@ def autoencoder():
 
 
 def flux_pipeline(vae):
-    """A FluxPipeline of random weights around a trained autoencoder: 2 double and 2 single blocks, 4 heads of 24."""
+    """A FluxPipeline with random weights around a trained autoencoder.
+
+    2 double and 2 single blocks, 4 heads of 24.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
@@ -137,43 +139,26 @@ def clip_model(tokenizer):
     from transformers import CLIPConfig, CLIPModel
 
     ids = {k: getattr(tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    size = dict(hidden_size=64, intermediate_size=128, num_attention_heads=4)
     text = dict(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
         max_position_embeddings=TOKENS,
+        **size,
         **ids,
     )
-    vision = dict(
-        image_size=32,
-        patch_size=4,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-    )
+    vision = dict(image_size=32, patch_size=4, num_hidden_layers=3, **size)
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
 
 
 def image_reward_config() -> dict:
-    """ImageReward's architecture (BLIP vision, text with cross-attention, linear head): the held-out reward."""
+    """ImageReward, the held-out reward: BLIP vision, text with cross-attention, a linear head."""
+    size = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=3)
     return {
-        "vision": dict(
-            image_size=32,
-            patch_size=8,
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=3,
-            num_attention_heads=3,
-        ),
+        "vision": dict(image_size=32, patch_size=8, **size),
         "text": dict(
             vocab_size=5 + len(VOCABULARY),
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=3,
-            num_attention_heads=3,
+            **size,
             max_position_embeddings=TOKENS,
             pad_token_id=0,
             bos_token_id=2,
@@ -188,7 +173,10 @@ def image_reward_config() -> dict:
 
 
 def video_clip_config(tokenizer) -> dict:
-    """VideoCLIP, 64 wide, 2 text and 3 vision layers, 4 frames in patches of 8 pixels: the training reward of the video tasks."""
+    """VideoCLIP, the training reward of the video tasks.
+
+    64 wide, 2 text and 3 vision layers, 4 frames in patches of 8 pixels.
+    """
     ids = {k: getattr(tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     size = dict(hidden_size=64, intermediate_size=128, num_attention_heads=4)
     return {
@@ -196,23 +184,29 @@ def video_clip_config(tokenizer) -> dict:
         "text": dict(vocab_size=len(tokenizer), num_hidden_layers=2, **size, **ids),
         "projection_dim": 64,
         "frames": 4,
-        "max_length": CLIP_TOKENS,
+        "max_length": VIDEO_TOKENS,
     }
 
 
 def image_grid_config(side: int) -> dict:
-    """The held-out reward of the video tasks: ImageReward on a picture of side x side pixels, in patches of 16."""
+    """The held-out reward of the video tasks: ImageReward on grids of side x side pixels.
+
+    Patches of 16 pixels.
+    """
     config = image_reward_config()
     config["vision"] |= {"image_size": side, "patch_size": 16}
     config["text"] |= {
-        "vocab_size": 5 + len(CLIP_VOCABULARY),
-        "max_position_embeddings": CLIP_TOKENS,
+        "vocab_size": 5 + len(VIDEO_VOCABULARY),
+        "max_position_embeddings": VIDEO_TOKENS,
     }
-    return config | {"max_length": CLIP_TOKENS}
+    return config | {"max_length": VIDEO_TOKENS}
 
 
 def video_autoencoder():
-    """AutoencoderKLWan, 4 times down in space and in time, 8 channels: 9 frames of 32 x 32 pixels become a 3 x 8 x 8 latent."""
+    """AutoencoderKLWan, 4 times down in space and in time, 8 channels.
+
+    9 frames of 32 x 32 pixels become a 3 x 8 x 8 latent.
+    """
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan(
@@ -230,7 +224,7 @@ def video_autoencoder():
 
 
 def _wan_transformer(channels: int):
-    """WanTransformer3DModel of random weights: 4 blocks, 4 heads of 24; `channels` in, 8 out."""
+    """WanTransformer3DModel with random weights: 4 blocks, 4 heads of 24, `channels` in, 8 out."""
     from diffusers import WanTransformer3DModel
 
     return WanTransformer3DModel(
@@ -250,10 +244,11 @@ def _wan_transformer(channels: int):
 
 
 def _wan_parts(vae) -> dict:
+    """The parts that both Wan pipelines have: autoencoder, text encoder, tokenizer, scheduler."""
     from diffusers import FlowMatchEulerDiscreteScheduler
     from transformers import UMT5Config, UMT5EncoderModel
 
-    tokenizer = t5_tokenizer(CLIP_VOCABULARY, CLIP_TOKENS)
+    tokenizer = t5_tokenizer(VIDEO_VOCABULARY, VIDEO_TOKENS)
     encoder = UMT5EncoderModel(
         UMT5Config(
             vocab_size=len(tokenizer),
@@ -274,14 +269,17 @@ def _wan_parts(vae) -> dict:
 
 
 def wan_pipeline(vae):
-    """A WanPipeline of random weights around a trained autoencoder."""
+    """A WanPipeline with random weights around a trained autoencoder."""
     from diffusers import WanPipeline
 
     return WanPipeline(**_wan_parts(vae), transformer=_wan_transformer(8))
 
 
 def wan_image_pipeline(vae):
-    """A WanImageToVideoPipeline of random weights with a high-noise and a low-noise expert: 8 noisy, 4 mask and 8 image channels."""
+    """A WanImageToVideoPipeline with random weights and two experts, for high and for low noise.
+
+    Their input has 8 noisy, 4 mask and 8 image channels.
+    """
     from diffusers import WanImageToVideoPipeline
 
     experts = {name: _wan_transformer(20) for name in ("transformer", "transformer_2")}

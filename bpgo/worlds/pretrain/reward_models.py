@@ -1,4 +1,8 @@
-"""The two reward models: a CLIPModel by contrast, which policies are trained on, and an ImageReward by preference, held out."""
+"""How the reward models are trained, whichever world they judge.
+
+A CLIPModel is trained by contrast, and policies are trained on it. An ImageReward is trained by
+preference and held out.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -19,55 +24,56 @@ from bpgo.rewards.image_reward import ImageReward
 from bpgo.rewards.preprocess import centre_crop
 from bpgo.tokenization import tokenize
 from bpgo.worlds.pretrain import architectures as tiny
-from bpgo.worlds.pretrain.fit import (
-    SEEDS,
-    batches,
-    card,
-    optimise,
-    roundtrip,
-    size,
-    steps,
-    store,
-    write_card,
-)
-from bpgo.worlds.shapes.captions import parse, sample_caption
-from bpgo.worlds.shapes.scenes import Scene, all_scenes, sample_pictures, sample_scenes, says
+from bpgo.worlds.pretrain.fit import batches, card, optimise, stage_steps, store, write_card
 
-DATA = "16 000 drawings, half of them autoencoded, noise of 0.02; captions with attributes left out"
+Caption = Callable[[object, random.Random], str]  # (scene, rng) -> a caption of the scene
+# (scene, caption, rng) -> a scene that the caption does not describe, or None
+NearMiss = Callable[[object, str, random.Random], object]
 
 
-def reward_pictures(output: Path, n: int, generator: torch.Generator) -> tuple[list[Scene], Tensor]:
-    """n scenes and their pictures as a generator shows them: half autoencoded, all with a little noise."""
-    from diffusers import AutoencoderKL
+class Examples(NamedTuple):
+    """Scenes and what they look like: pixels (B, ...) in [0, 1]."""
 
-    vae = AutoencoderKL.from_pretrained(output / "tiny-autoencoder", dtype=torch.float32).eval()
-    scenes = sample_scenes(n, generator)
-    pictures = sample_pictures(scenes, generator)
-    pictures[: n // 2] = roundtrip(vae, pictures[: n // 2])
-    return scenes, (pictures + 0.02 * torch.randn(pictures.shape, generator=generator)).clamp(0, 1)
+    scenes: list
+    pixels: Tensor
 
 
-def train_reward(output: Path, scale: float) -> None:
-    """CLIPModel by contrast: each picture against the batch's captions, each caption against its pictures."""
+class Preferences(NamedTuple):
+    """Captions, pixels that show what they say and pixels that do not, to measure a reward on."""
+
+    right: Tensor
+    wrong: Tensor
+    captions: list[str]
+
+
+def fit_clip(
+    examples: Examples,
+    vocabulary: list[str],
+    caption: Caption,
+    batch: int,
+    generator: torch.Generator,
+    rng: random.Random,
+    stage: str,
+    scale: float,
+) -> Callable[[Path], None]:
+    """Train a CLIPModel by contrast; returns the function that saves it.
+
+    Each image is compared with the captions of the batch, and each caption with its images.
+    """
     from transformers import CLIPImageProcessorPil
 
-    generator, rng = torch.Generator().manual_seed(SEEDS["reward"]), random.Random(SEEDS["reward"])
-    scenes, pictures = reward_pictures(output, size(16000, scale), generator)
-    tokenizer = tiny.clip_tokenizer()
+    tokenizer = tiny.clip_tokenizer(vocabulary)
     model = tiny.clip_model(tokenizer)
-    index = batches(len(scenes), 160, generator)
-    pixels = centre_crop(pictures, 32, MEAN, STD)
+    index = batches(len(examples.scenes), batch, generator)
+    pixels = centre_crop(examples.pixels, 32, MEAN, STD)
 
     def loss() -> Tensor:
         chosen = next(index)
-        text = tokenizer(
-            [sample_caption(scenes[i], rng) for i in chosen.tolist()],
-            padding="max_length",
-            return_tensors="pt",
-        )
+        captions = [caption(examples.scenes[i], rng) for i in chosen.tolist()]
+        text = tokenizer(captions, padding="max_length", return_tensors="pt")
         return model(**text, pixel_values=pixels[chosen], return_loss=True).loss
 
-    optimise(list(model.parameters()), steps("reward", scale), 1.5e-3, loss, "reward")
+    optimise(list(model.parameters()), stage_steps(stage, scale), 1.5e-3, loss, stage)
     model.half().float().eval()
 
     def save(folder: Path) -> None:
@@ -75,122 +81,86 @@ def train_reward(output: Path, scale: float) -> None:
         tokenizer.save_pretrained(folder)
         CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
 
-    what = "CLIPModel, the training reward: cosine of picture and caption."
-    finish_reward(output / "tiny-reward", "reward", "clip", save, what, DATA, preferences())
-
-
-def train_held_out(output: Path, scale: float) -> None:
-    """ImageReward by preference on pictures."""
-    generator, rng = (
-        torch.Generator().manual_seed(SEEDS["held_out"]),
-        random.Random(SEEDS["held_out"]),
-    )
-    scenes, pictures = reward_pictures(output, size(16000, scale), generator)
-    model, tokenizer = ImageReward(tiny.image_reward_config()), tiny.bert_tokenizer()
-    index = batches(len(scenes), 64, generator)
-    fit_preference(
-        model, tokenizer, scenes, pictures, index, sample_caption, near_miss, rng, "held_out", scale
-    )
-    what = "ImageReward architecture, the held-out reward; matched pictures score 1 +- 1."
-    save = partial(save_reward, model, tokenizer)
-    finish_reward(
-        output / "tiny-held-out", "held_out", "image_reward", save, what, DATA, preferences()
-    )
+    return save
 
 
 def fit_preference(
     model: ImageReward,
     tokenizer,
-    subjects: list,
-    pictures: Tensor,
+    examples: Examples,
+    caption: Caption,
+    near_miss: NearMiss,
     index,
-    caption,
-    miss,
     rng: random.Random,
     stage: str,
     scale: float,
-) -> None:
-    """Train an ImageReward to prefer, for one caption, a picture that shows it to a near miss that does not.
+) -> Callable[[Path], None]:
+    """Train an ImageReward to prefer an image that shows its caption to a near miss.
 
-    subjects: B scenes or clips, shown by pictures (B, 3, S, S); index: batches of rows; caption(subject, rng) says a subject, miss(subject,
-    caption, rng) is a near miss or None. The scores of matched pictures are then put at 1 +- 1.
+    index: batches of rows. The scores of matched images are then shifted and scaled to 1 +- 1.
+    Returns the function that saves the model.
     """
-    pixels, length = (
-        centre_crop(pictures, model.config["vision"]["image_size"], MEAN, STD),
-        model.config["max_length"],
-    )
+    scenes, length = examples.scenes, model.config["max_length"]
+    pixels = centre_crop(examples.pixels, model.config["vision"]["image_size"], MEAN, STD)
     rows: dict = {}
-    for i, subject in enumerate(subjects):
-        rows.setdefault(subject, []).append(i)
+    for i, scene in enumerate(scenes):
+        rows.setdefault(scene, []).append(i)
+
+    def score(images: Tensor, captions: list[str]) -> Tensor:
+        text = tokenize(tokenizer, captions, length)
+        return model(images, text["input_ids"], text["attention_mask"])
 
     def loss() -> Tensor:
         right, wrong, captions = [], [], []
         for i in next(index).tolist():
-            said = caption(subjects[i], rng)
-            other = miss(subjects[i], said, rng)
+            said = caption(scenes[i], rng)
+            other = near_miss(scenes[i], said, rng)
             if other in rows:
                 captions.append(said)
                 right.append(i)
                 wrong.append(rng.choice(rows[other]))
-        text = tokenize(tokenizer, captions * 2, length)
-        score = model(pixels[right + wrong], text["input_ids"], text["attention_mask"])
-        better, worse = score.chunk(2)
-        return -F.logsigmoid(better - worse).mean() + 1e-3 * score.square().mean()
+        scores = score(pixels[right + wrong], captions * 2)
+        better, worse = scores.chunk(2)
+        return -F.logsigmoid(better - worse).mean() + 1e-3 * scores.square().mean()
 
-    optimise(list(model.parameters()), steps(stage, scale), 1.5e-3, loss, stage)
+    optimise(list(model.parameters()), stage_steps(stage, scale), 1.5e-3, loss, stage)
     model.half().float().eval()
     with torch.no_grad():
-        text = tokenize(tokenizer, [caption(subject, rng) for subject in subjects[:1024]], length)
-        score = model(pixels[:1024], text["input_ids"], text["attention_mask"])
-    model.config |= {"mean": score.mean().item() - score.std().item(), "std": score.std().item()}
+        scores = score(pixels[:1024], [caption(scene, rng) for scene in scenes[:1024]])
+    mean, std = scores.mean().item(), scores.std().item()
+    model.config |= {"mean": mean - std, "std": std}
+    return partial(save_reward, model, tokenizer)
 
 
 def save_reward(model, tokenizer, folder: Path) -> None:
-    """A model with a `config` dict, in half precision, and its tokenizer."""
+    """Save a model that has a `config` dict, in half precision, and its tokenizer."""
     (folder / "config.json").write_text(json.dumps(model.config, indent=1) + "\n")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in model.half().state_dict().items()},
-        folder / "model.safetensors",
-    )
+    weights = {name: tensor.contiguous() for name, tensor in model.half().state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
     tokenizer.save_pretrained(folder)
 
 
-def near_miss(scene: Scene, caption: str, rng: random.Random) -> Scene | None:
-    """A scene of as many things, one to all attributes changed, that the caption does not describe; None if none was drawn."""
-    description = parse(caption)
-    for _ in range(8):
-        other = rng.choice(all_scenes(len(scene.things)))
-        share = rng.choice((0.25, 0.5, 1.0))
-        things = tuple(
-            type(thing)(
-                **{
-                    k: (vars(theirs)[k] if rng.random() < share else v)
-                    for k, v in vars(thing).items()
-                }
-            )
-            for thing, theirs in zip(scene.things, other.things, strict=True)
-        )
-        candidate = Scene(things, other.relation if rng.random() < share else scene.relation)
-        if not says(description, candidate):
-            return candidate
-    return None
+def with_noise(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """The pixels with noise of standard deviation 0.02, within [0, 1]."""
+    return (pixels + 0.02 * torch.randn(pixels.shape, generator=generator)).clamp(0, 1)
 
 
-def preferences() -> tuple[Tensor, Tensor, list[str]]:
-    """Right pictures, near misses, and the captions that tell them apart."""
-    generator, rng = torch.Generator().manual_seed(202), random.Random(202)
-    scenes, misses, captions = told_apart(
-        sample_scenes(2048, generator), sample_caption, near_miss, rng
-    )
-    return sample_pictures(scenes, generator), sample_pictures(misses, generator), captions
+def near_misses(
+    scenes: list, caption: Caption, near_miss: NearMiss, rng: random.Random
+) -> tuple[list, list, list[str]]:
+    """Scenes, a near miss of each, and a caption that describes the first and not the second.
 
-
-def told_apart(subjects: list, caption, miss, rng: random.Random) -> tuple[list, list, list[str]]:
-    """Subjects, a near miss of each, and a caption that tells the two apart; those for which none was drawn are left out."""
-    captions = [caption(subject, rng) for subject in subjects]
-    misses = [miss(subject, said, rng) for subject, said in zip(subjects, captions, strict=True)]
-    rows = [row for row in zip(subjects, misses, captions, strict=True) if row[1] is not None]
-    return tuple(list(column) for column in zip(*rows, strict=True))
+    Scenes without a near miss are left out.
+    """
+    captions = [caption(scene, rng) for scene in scenes]
+    kept, misses, said = [], [], []
+    for scene, text in zip(scenes, captions, strict=True):
+        miss = near_miss(scene, text, rng)
+        if miss is not None:
+            kept.append(scene)
+            misses.append(miss)
+            said.append(text)
+    return kept, misses, said
 
 
 def finish_reward(
@@ -200,16 +170,17 @@ def finish_reward(
     save: Callable[[Path], None],
     what: str,
     data: str,
-    judged: tuple[Tensor, Tensor, list[str]],
+    preferences: Preferences,
 ) -> None:
-    """Store a reward, then measure it as it will be loaded: how often it prefers the right of two samples for a caption."""
+    """Store a reward, then measure how often it prefers the right one, as it will be loaded."""
     store(folder, save, card(stage, what, data, {}))
     reward = load_reward(name, folder)
-    right, wrong = (reward(samples, judged[2]) for samples in judged[:2])
+    right = reward(preferences.right, preferences.captions)
+    wrong = reward(preferences.wrong, preferences.captions)
     metrics = {
         "prefers the right one to a near miss": (right > wrong).float().mean().item(),
         "mean reward of right ones": right.mean().item(),
         "mean reward of near misses": wrong.mean().item(),
     }
     print(json.dumps(metrics, indent=1))
-    write_card(folder, card(stage, what, data, metrics))
+    write_card(folder, card(stage, what, data, metrics), folder.name)

@@ -1,8 +1,8 @@
-"""Captions of controlled ambiguity, and how ambiguous each is, exactly, both ways.
+"""Captions of drawings with controlled ambiguity, and how ambiguous each caption is, exactly.
 
-A caption names each attribute of a scene with probability MENTION, picks one of two words for it, and one of two word
-orders. So two ambiguities of text and picture are known in bits: what a prompt leaves open of the scene (`prompt_bits`), and in
-how many ways a scene may be said (`scene_bits`).
+A caption names each attribute of a scene with probability MENTION, in one of two words and in one
+of two word orders. Two ambiguities are known in bits: what a prompt leaves open of the scene
+(`prompt_bits`), and in how many ways a scene can be worded (`scene_bits`).
 """
 
 from __future__ import annotations
@@ -13,26 +13,13 @@ import random
 from collections import Counter
 from dataclasses import replace
 
-from bpgo.worlds.shapes.scenes import VALUES, Scene, Thing, all_scenes, readings, says
+from bpgo.worlds.forms import ANY_SHAPE, COLOUR_WORDS, MENTION, SHAPE_WORDS
+from bpgo.worlds.shapes.scenes import VALUES, Scene, Thing, all_scenes, describes, readings
+from bpgo.worlds.shared import caption_probabilities, choose, entropy
 
-MENTION = 0.75
-WORDS = {
-    "shape": {
-        "circle": ("circle", "disc"),
-        "square": ("square", "box"),
-        "triangle": ("triangle", "wedge"),
-        "cross": ("cross", "plus"),
-        None: ("shape", "thing"),
-    },
-    "colour": {
-        "red": ("red", "crimson"),
-        "green": ("green", "emerald"),
-        "blue": ("blue", "azure"),
-        "yellow": ("yellow", "golden"),
-        "purple": ("purple", "violet"),
-        "white": ("white", "ivory"),
-        None: ("",),
-    },
+WORDS = {  # of each value, and of None, an attribute that is left open
+    "shape": SHAPE_WORDS | {None: ANY_SHAPE},
+    "colour": COLOUR_WORDS | {None: ("",)},
     "size": {"small": ("small", "little"), "large": ("large", "big"), None: ("",)},
     "position": {
         "left": ("on the left", "at the left"),
@@ -51,171 +38,183 @@ WORDS = {
     },
 }
 OPPOSITE = {"left": "right", "above": "below"}
-MEANING = {
-    w: (kind, v) for kind, table in WORDS.items() for v, words in table.items() for w in words if w
-}
+
+
+def _meanings() -> dict[str, tuple[str, str | None]]:
+    """Phrase -> (kind of attribute, value)."""
+    return {
+        phrase: (kind, value)
+        for kind, table in WORDS.items()
+        for value, phrases in table.items()
+        for phrase in phrases
+        if phrase
+    }
+
+
+MEANING = _meanings()
 VOCABULARY = sorted({word for phrase in MEANING for word in phrase.split()} | {"a"})
 
 
 def wordings(description: Scene) -> dict[str, float]:
-    """Every caption that says this description, with its probability. Two words for each attribute, two word orders."""
+    """Every caption of a description, with its probability: two words each, two word orders."""
     if len(description.things) == 1:
-        thing = description.things[0]
-        choices = [
-            [
-                " ".join(f"a {s} {c} {n}".split())
-                for s in WORDS["size"][thing.size]
-                for c in WORDS["colour"][thing.colour]
-                for n in WORDS["shape"][thing.shape]
-            ],
-            WORDS["position"][thing.position],
-        ]
-        said = [
-            f"{a} {b}".strip()
-            for noun, place in itertools.product(*choices)
-            for a, b in ((noun, place), (place, noun))
-        ]
+        captions = _wordings_of_one(description.things[0])
     else:
-        first, second = (
-            [
-                f"a {c} {n}".replace("  ", " ")
-                for c in WORDS["colour"][t.colour]
-                for n in WORDS["shape"][t.shape]
-            ]
-            for t in description.things
-        )
-        turned = OPPOSITE.get(description.relation)
-        said = [
-            f"{a} {r} {b}"
-            for a, r, b in itertools.product(first, WORDS["relation"][description.relation], second)
-        ]
-        said += [
-            f"{b} {r} {a}"
-            for a, r, b in itertools.product(first, WORDS["relation"][turned], second)
-        ]
-    return {caption: n / len(said) for caption, n in Counter(said).items()}
+        captions = _wordings_of_pair(description)
+    return {caption: n / len(captions) for caption, n in Counter(captions).items()}
+
+
+def _wordings_of_one(thing: Thing) -> list[str]:
+    captions = []
+    for noun, place in itertools.product(_nouns(thing), WORDS["position"][thing.position]):
+        captions += [f"{noun} {place}".strip(), f"{place} {noun}".strip()]
+    return captions
+
+
+def _wordings_of_pair(description: Scene) -> list[str]:
+    first, second = (_nouns(thing) for thing in description.things)
+    relations = WORDS["relation"][description.relation]
+    turned = WORDS["relation"][OPPOSITE.get(description.relation)]
+    captions = [f"{a} {r} {b}" for a, r, b in itertools.product(first, relations, second)]
+    captions += [f"{b} {r} {a}" for a, r, b in itertools.product(first, turned, second)]
+    return captions
+
+
+def _nouns(thing: Thing) -> list[str]:
+    """Wordings of what a thing is: "a small red circle"."""
+    words = itertools.product(
+        WORDS["size"][thing.size], WORDS["colour"][thing.colour], WORDS["shape"][thing.shape]
+    )
+    return [" ".join(f"a {size} {colour} {shape}".split()) for size, colour, shape in words]
 
 
 def omissions(scene: Scene) -> dict[Scene, float]:
-    """Every description of a scene, from everything named to nothing named, with its probability."""
-    names = [name for name, value in scene.attributes.items() if value is not None]
+    """Every description of a scene, from all named to nothing named, with its probability."""
+    names = _names(scene)
     result = {}
     for kept in itertools.product((True, False), repeat=len(names)):
         dropped = {name for name, keep in zip(names, kept, strict=True) if not keep}
-        result[leave_out(scene, dropped)] = math.prod(
-            MENTION if keep else 1 - MENTION for keep in kept
-        )
+        probability = math.prod(MENTION if keep else 1 - MENTION for keep in kept)
+        result[leave_out(scene, dropped)] = probability
     return result
 
 
 def leave_out(scene: Scene, names: set[str]) -> Scene:
-    """The description of a scene that leaves these attributes open (names as in `Scene.attributes`)."""
+    """The description of a scene that leaves these attributes open: names of `scene.attributes`."""
     if len(scene.things) == 1:
         return Scene((replace(scene.things[0], **dict.fromkeys(names)),))
-    things = tuple(
-        replace(t, **{k: None for k in ("shape", "colour") if f"{k} {i}" in names})
-        for i, t in enumerate(scene.things, 1)
-    )
-    return Scene(things, None if "relation" in names else scene.relation)
+    things = []
+    for number, thing in enumerate(scene.things, 1):
+        dropped = [kind for kind in ("shape", "colour") if f"{kind} {number}" in names]
+        things.append(replace(thing, **dict.fromkeys(dropped)))
+    return Scene(tuple(things), None if "relation" in names else scene.relation)
 
 
 def sample_wording(description: Scene, rng: random.Random) -> str:
-    said = wordings(description)
-    return rng.choices(list(said), weights=said.values())[0]
+    """One caption of a description, drawn from `wordings`."""
+    return choose(wordings(description), rng)
 
 
 def sample_caption(scene: Scene, rng: random.Random) -> str:
-    """One caption of a scene: attributes left out at random, words and their order chosen at random."""
-    names = {
-        name
-        for name, value in scene.attributes.items()
-        if value is not None and rng.random() > MENTION
-    }
-    return sample_wording(leave_out(scene, names), rng)
+    """One caption of a scene: attributes left out, words and word order are random."""
+    dropped = {name for name in _names(scene) if rng.random() > MENTION}
+    return sample_wording(leave_out(scene, dropped), rng)
+
+
+def _names(scene: Scene) -> list[str]:
+    """Names of the attributes that a scene has."""
+    return [name for name, value in scene.attributes.items() if value is not None]
 
 
 def parse(caption: str) -> Scene:
-    """The description that a caption says. Raises ValueError with the words that are not the world's."""
+    """The description that a caption words. Raises ValueError for text that is not a caption."""
     words = caption.lower().replace(",", " ").split()
     unknown = [word for word in words if word not in VOCABULARY]
-    if unknown or words.count("a") not in (1, 2):
-        raise ValueError(
-            f"not a caption of this world: {caption!r} (unknown words: {unknown or 'none'}; one or two things)"
-        )
-    found, rest = [], words
-    while rest:  # longest phrase first: "left of" before "on the left"
-        for size in range(min(5, len(rest)), 0, -1):
-            if (phrase := " ".join(rest[:size])) in MEANING or phrase == "a":
-                found.append(MEANING.get(phrase, ("a", None)))
-                rest = rest[size:]
-                break
-        else:
-            raise ValueError(
-                f"not a caption of this world: {caption!r} (cannot read {' '.join(rest)!r})"
-            )
+    if unknown:
+        raise _not_a_caption(caption, f"unknown words: {', '.join(unknown)}")
+    if words.count("a") not in (1, 2):
+        raise _not_a_caption(caption, "it must name one or two things, each with its 'a'")
+    found = _phrases(caption, words)
     if words.count("a") == 1:
-        return Scene((Thing(**{kind: value for kind, value in found if kind in VALUES}),))
+        return Scene((_thing(found),))
     cut = next((i for i, (kind, _) in enumerate(found) if kind == "relation"), None)
     if cut is None:
-        raise ValueError(
-            f"not a caption of this world: {caption!r} (two things, and no word that relates them)"
-        )
-    first, second = (
-        Thing(**{k: v for k, v in part if k in VALUES}) for part in (found[:cut], found[cut:])
-    )
-    relation = found[cut][1]
+        raise _not_a_caption(caption, "two things need a relation between them, such as 'and'")
+    first, second, relation = _thing(found[:cut]), _thing(found[cut:]), found[cut][1]
     if relation in ("right", "below"):
         return Scene((second, first), {"right": "left", "below": "above"}[relation])
     return Scene((first, second), relation)
 
 
+def _phrases(caption: str, words: list[str]) -> list[tuple[str, str | None]]:
+    """Kind and value of each phrase. Tries the longest first: "left of" before "on the left"."""
+    found = []
+    while words:
+        for size in range(min(5, len(words)), 0, -1):
+            phrase = " ".join(words[:size])
+            if phrase in MEANING or phrase == "a":
+                found.append(MEANING.get(phrase, ("a", None)))
+                words = words[size:]
+                break
+        else:
+            raise _not_a_caption(caption, f"cannot read {' '.join(words)!r}")
+    return found
+
+
+def _thing(found: list[tuple[str, str | None]]) -> Thing:
+    return Thing(**{kind: value for kind, value in found if kind in VALUES})
+
+
+def _not_a_caption(caption: str, reason: str) -> ValueError:
+    return ValueError(f"not a caption of the shapes world: {caption!r} ({reason})")
+
+
 def prompt_bits(caption: str) -> float:
-    """Entropy, in bits, of the scene given the caption: 0 when it leaves nothing open, 7.9 for "a shape"."""
+    """Entropy, in bits, of the scene given the caption: 0 if nothing is open, 7.9 for "a shape"."""
     description = parse(caption)
     orders = readings(description)
-    weights = [
-        sum(says(Scene(o.things, s.relation) if o.relation is None else o, s) for o in orders)
-        for s in all_scenes(len(description.things))
-    ]
-    return _entropy(weights)
+    weights = []
+    for scene in all_scenes(len(description.things)):
+        weight = 0
+        for order in orders:
+            if order.relation is None:
+                order = replace(order, relation=scene.relation)
+            weight += describes(order, scene)
+        weights.append(weight)
+    return entropy(weights)
 
 
 def scene_bits(scene: Scene) -> float:
-    """Entropy, in bits, of the caption given the scene: in how many ways the same picture may be said."""
-    captions: Counter[str] = Counter()
-    for description, p in omissions(scene).items():
-        for caption, q in wordings(description).items():
-            captions[caption] += p * q
-    return _entropy(captions.values())
+    """Entropy, in bits, of the caption given the scene: the number of ways to word one drawing."""
+    return entropy(caption_probabilities(omissions(scene), wordings).values())
 
 
-def _entropy(weights) -> float:
-    total = sum(weights)
-    return -sum(w / total * math.log2(w / total) for w in weights if w) + 0.0
-
-
-def graded_prompts(n: int, seed: int, pairs: float = 0.1, specified: float = 0.5) -> list[dict]:
+def graded_prompts(
+    n: int, seed: int, specified: float = 0.5, pairs: float = 0.1
+) -> list[dict[str, str | float]]:
     """n prompts of graded ambiguity, as rows {prompt, level, bits, kind}.
 
-    Exact shares, to rounding: `pairs` speak of two things; of these and of the others, `specified` leave nothing open and the
-    rest leave out a uniformly drawn number of attributes, at least one. `level` is the share of attributes named, in
-    [0, 1]; `bits` is `prompt_bits`.
+    A share `pairs` names two things. Of these and of the others, a share `specified` leaves nothing
+    open, and the rest leaves out a uniformly drawn number of attributes, at least one. Shares are
+    exact, to rounding. level: share of attributes named, in [0, 1]. bits: `prompt_bits`. kind:
+    "single" or "pair".
     """
     rng = random.Random(seed)
     rows = []
-    for things, count in ((2, round(n * pairs)), (1, n - round(n * pairs))):
+    n_pairs = round(n * pairs)
+    for things, count in ((2, n_pairs), (1, n - n_pairs)):
         for i in range(count):
             scene = rng.choice(all_scenes(things))
-            names = [name for name, value in scene.attributes.items() if value is not None]
+            names = _names(scene)
             dropped = 0 if i < round(count * specified) else rng.randint(1, len(names))
-            caption = sample_wording(leave_out(scene, set(rng.sample(names, dropped))), rng)
-            rows.append(
-                {
-                    "prompt": caption,
-                    "level": round(1 - dropped / len(names), 3),
-                    "bits": round(prompt_bits(caption), 4),
-                    "kind": "pair" if things == 2 else "single",
-                }
-            )
+            description = leave_out(scene, set(rng.sample(names, dropped)))
+            caption = sample_wording(description, rng)
+            row = {
+                "prompt": caption,
+                "level": round(1 - dropped / len(names), 3),
+                "bits": round(prompt_bits(caption), 4),
+                "kind": "pair" if things == 2 else "single",
+            }
+            rows.append(row)
     rng.shuffle(rows)
     return rows
