@@ -27,11 +27,15 @@ import torch
 from accelerate.state import AcceleratorState
 
 from bpgo import setup as start
+from bpgo.batching import micro_batch_size, rows_per_process
 from bpgo.config import read_config
 from bpgo.files import read_log, write_atomic
-from bpgo.preflight.memory import flops, memory, rows, steps
-from bpgo.preflight.published import ISLANDS, pipeline_of
-from bpgo.preflight.report import matmul_rate
+from bpgo.preflight.flops import flops, trained_steps
+from bpgo.preflight.footprints import footprint_of
+from bpgo.preflight.machine import matmul_rate
+from bpgo.preflight.memory import memory
+from bpgo.preflight.published import FLOAT32_LAYERS
+from bpgo.preflight.sizes import pipeline_of
 from bpgo.records import code_version
 from bpgo.rewards import RewardError
 from bpgo.trainer import Trainer
@@ -147,13 +151,15 @@ def random_part(name, p, dtype, device):
             module = getattr(diffusers, kind).from_config(p.vae if vae else p.transformer)
     finally:
         torch.set_default_dtype(before)
-    for place, weights in () if flux else module.named_parameters():
-        weights.data = weights.data.float() if ISLANDS & set(place.split(".")) else weights.data
+    float32_layers = FLOAT32_LAYERS.get(kind, frozenset())
+    for place, weights in module.named_parameters():
+        if float32_layers.intersection(place.split(".")):
+            weights.data = weights.data.float()
     return module
 
 
-def random_generator(p, probe, path, dtype, device, **options):
-    """Stands in for `load_generator`: the policy of pipeline p with random weights, watched by the probe. path: not read."""
+def random_generator(p, probe, path, policy, dtype, device, **options):
+    """Stands in for `load_generator`: the policy of pipeline p with random weights, watched by the probe. path, policy: not read."""
     import diffusers
 
     from bpgo.generators.flux import FluxPolicy
@@ -174,7 +180,7 @@ def random_generator(p, probe, path, dtype, device, **options):
     parts |= {"boundary_ratio": 0.9} if "transformer_2" in p.parts else {}  # Wan2.2-I2V-A14B's
     pipeline = kind(**parts, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
     policy = (FluxPolicy if p.class_name == "FluxPipeline" else WanPolicy)(
-        pipeline, **{"max_sequence_length": p.text, **options}
+        pipeline, **{"max_sequence_length": p.text_tokens, **options}
     )
     policy.encoders, policy.check = (), lambda prompts, images=None: None
     policy.encode = partial(random_conditions, policy, p.transformer, dtype)
@@ -258,7 +264,7 @@ def measure(config, p):
         metrics = trainer.step()
         probe.enter("sample")
         first, second = read_log(trainer.output / "timing.jsonl")
-    work = flops(config, p)
+    work = flops(config, footprint_of(config, p))
     return {
         "seconds": {phase: second[phase] for phase in PHASES},
         "iteration": second["seconds"],
@@ -287,8 +293,9 @@ def planned(case, variant, tiny):
                 "generator.max_sequence_length=8",
             ]
         config = read_config(preset, given)
-        p, (whole, batch) = pipeline(config.generator.path), rows(config, 1)
-        always, phases, _ = memory(config, p, 0, 1)
+        p = pipeline(config.generator.path)
+        whole, batch = rows_per_process(config), micro_batch_size(config)
+        needs = memory(config, footprint_of(config, p), rewards=0, prompts=1)
         known = {
             "case": case,
             "variant": variant,
@@ -297,10 +304,11 @@ def planned(case, variant, tiny):
             "rows": whole,
         }
         known["setting"] = (
-            f"{'x'.join(map(str, size))}, {made} steps ({steps(config)[1]} trained), {whole} rows by {batch}"
+            f"{'x'.join(map(str, size))}, {made} steps ({trained_steps(config)} trained), {whole} rows by {batch}"
         )
         known["foreseen_bytes"] = {
-            phase: sum(always.values()) + phases[phase] for phase in ("sample", "decode", "update")
+            phase: needs.permanent.total + getattr(needs.phases, phase)
+            for phase in ("sample", "decode", "update")
         }
         yield config, p, known
 
@@ -422,7 +430,7 @@ For one GPU of 80 GB and 128 GB of RAM; nothing is downloaded, the weights are r
 
 A preset with one prompt, few steps and few rows, as *setting* counts them; its second iteration. GB are 10^9 bytes. *Peak*: the most
 that torch had allocated. *Foreseen*: by `bpgo.preflight.memory`, without text encoders and rewards, as here. *TFLOP/s*: operations by
-`bpgo.preflight.memory.flops` over the seconds of sampling and update; *of matmul*: of a square matrix product's in the same precision.
+`bpgo.preflight.flops` over the seconds of sampling and update; *of matmul*: of a square matrix product's in the same precision.
 *largest*: the first size that fits of several; where it is not measured, the first to be tried."""
 
 

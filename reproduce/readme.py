@@ -13,7 +13,7 @@ import yaml
 
 from bpgo.config import read_config
 from bpgo.files import write_atomic
-from bpgo.preflight.report import Launch, preflight, read_launch
+from bpgo.preflight import Launch, preflight, read_launch
 from reproduce.analysis import evidence
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,7 +118,7 @@ def recipes(root):
             ).text
             needs, seconds, hours = (
                 re.search(p, text)[1]
-                for p in (r"needs (\S+ \S+) of", r"(\S+) s an iteration", r"(\S+) in all")
+                for p in (r"needs (\S+ \S+) of", r"(\S+) s per iteration", r"(\S+) in all")
             )
             how = (
                 f"{launch.processes} GPUs, {'sharded' if launch.sharded else 'copies'}"

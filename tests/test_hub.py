@@ -14,7 +14,8 @@ from bpgo.__main__ import main
 from bpgo.config import RewardConfig
 from bpgo.files import SHIPPED, cached_snapshot, check_weights
 from bpgo.generators import load_generator
-from bpgo.preflight.published import damage, needed, present, weight
+from bpgo.preflight.files import damage, generator_files, present, reward_files
+from bpgo.preflight.sizes import reward_bytes
 from bpgo.rewards import load_reward, load_rewards
 
 RESPONSE = httpx.Response(401, request=httpx.Request("GET", "https://huggingface.co/someone/thing"))
@@ -159,7 +160,7 @@ def test_the_command_line_says_so(hub, kind, any_precision, tmp_path, capsys):
 def test_a_truncated_generator_in_the_cache_is_missing_and_refused_by_file(hub, monkeypatch):
     folder = put(hub, "someone/flux", SHIPPED / "tiny-flux")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda hub_id, name: str(folder / name))
-    (files,) = needed(None, "someone/flux")
+    (files,) = generator_files("someone/flux")
     assert cached_snapshot("someone/flux") == folder and present(files) and damage(files) is None
     blob = cut(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     for say in (lambda: load_generator("someone/flux"), lambda: check_weights(folder)):
@@ -177,7 +178,7 @@ def test_a_truncated_reward_in_the_cache_is_missing_and_refused_by_file(hub):
     blob = cut(
         put(hub, "openai/clip-vit-large-patch14", SHIPPED / "tiny-reward") / "model.safetensors"
     )
-    (files,) = needed("clip", None)
+    (files,) = reward_files("clip", None)
     assert not present(files) and str(blob) in damage(files)
     with pytest.raises(
         ValueError,
@@ -199,8 +200,8 @@ def test_a_truncated_pt_in_the_cache_is_missing_and_refused_by_file(hub, name, t
     file = tmp_path / "made" / ZIPPED[name]
     file.parent.mkdir(parents=True)
     torch.save({"weight": torch.rand(1000)}, file)
-    files = needed(name, None)[0]
-    folder = put(hub, files.hub_id, tmp_path / "made")
+    files = reward_files(name, None)[0]
+    folder = put(hub, files.source, tmp_path / "made")
     assert present(files)
     blob = cut(folder / ZIPPED[name], 0.9)
     assert not present(files) and str(blob) in damage(files)
@@ -230,9 +231,10 @@ def test_an_older_pt_that_is_no_zip_is_not_refused(tmp_path):
 @pytest.mark.parametrize("left", [0, 4, 100, -1])
 def test_a_truncated_folder_of_one_s_own_is_missing_too(tmp_path, left):
     folder = shutil.copytree(SHIPPED / "tiny-reward", tmp_path / "mine")
-    (files,) = needed("clip", str(folder))
-    assert present(files)
+    (files,) = reward_files("clip", str(folder))
+    full_size = reward_bytes("clip", str(folder))
+    assert present(files) and full_size > 0
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:left])
     assert not present(files) and "model.safetensors is truncated" in damage(files)
-    assert weight("clip", str(folder)) >= 0
+    assert reward_bytes("clip", str(folder)) in (None, full_size)

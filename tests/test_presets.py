@@ -14,7 +14,7 @@ from bpgo.__main__ import main
 from bpgo.analysis import runs
 from bpgo.config import PRESETS, read_config
 from bpgo.files import SHIPPED, read_log
-from bpgo.preflight.report import Launch, preflight, read_launch
+from bpgo.preflight import Launch, preflight, read_launch
 from bpgo.prompts import read_prompts
 
 TASKS = {

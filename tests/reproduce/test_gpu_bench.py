@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from bpgo.preflight.published import PARTS
+from bpgo.preflight.published import PIPELINES
 from bpgo.trainer import Trainer
 from reproduce import gpu_bench
 
@@ -188,7 +188,7 @@ def test_a_case_that_does_not_exist_is_refused(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("path", PARTS)
+@pytest.mark.parametrize("path", PIPELINES)
 def test_the_full_models_are_the_published_ones_in_their_precisions(path):
     p = gpu_bench.pipeline(path)
     assert not any("encoder" in name for name in p.parts)

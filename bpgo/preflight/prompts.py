@@ -1,0 +1,75 @@
+"""Whether the prompts of a run can be used, and how many there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from bpgo.config import Config
+from bpgo.files import FILE_TYPES
+from bpgo.generators.wan_checks import refuse_images
+from bpgo.preflight.footprints import Footprint
+from bpgo.preflight.sizes import local_path
+from bpgo.prompts import images_of, key_of, read_prompts
+
+
+class PromptCounts(NamedTuple):
+    """How many prompts there are for training and for evaluation, and how many different ones."""
+
+    training: int
+    evaluation: int
+    different: int
+
+
+def check_prompts(config: Config, footprint: Footprint | None) -> tuple[PromptCounts, list[str]]:
+    """Read all prompts. Returns their numbers, and what is wrong with them.
+
+    footprint: of the generator, which says whether prompts need images; None if it is not known.
+    """
+    problems = []
+    training = _read("prompts", config.prompts, footprint, problems)
+    if training and len(training) < config.groups:
+        problems.append(
+            f"prompts: {config.prompts} has {len(training)} of the {config.groups} prompts that an "
+            f"iteration takes. Lower groups, or add prompts"
+        )
+    evaluation = training
+    if config.evaluation.prompts:
+        path = config.evaluation.prompts
+        evaluation = _read("evaluation.prompts", path, footprint, problems) or training
+    different = {key_of(prompt) for prompt in (*training, *evaluation)}
+    return PromptCounts(len(training), len(evaluation), len(different)), problems
+
+
+def _read(key: str, path: str, footprint: Footprint | None, problems: list[str]) -> list[str]:
+    """The prompts of one file; none, and a problem more, if they cannot be used."""
+    takes_images = footprint is not None and footprint.takes_images
+    try:
+        prompts = read_prompts(path)
+        if takes_images:
+            _check_images(path, prompts, footprint)
+        return prompts
+    except (FileNotFoundError, ValueError) as error:
+        reason = f"there is no file {path}" if _is_absent_file(path) else str(error)
+        form = "one prompt per line"
+        if takes_images:
+            form = 'lines of {"prompt": "...", "image": "path relative to this file"}'
+        problems.append(f"{key}: {reason}. Set {key} to a file with {form}")
+        return []
+
+
+def _check_images(path: str, prompts: list[str], footprint: Footprint) -> None:
+    images = images_of(prompts)
+    if images is None:
+        raise ValueError(f"{path} has no images")
+    refuse_images(images, footprint.sample.width, footprint.sample.height, prompts)
+
+
+def _is_absent_file(path: str) -> bool:
+    if Path(path).suffix not in FILE_TYPES:
+        return False
+    try:
+        local_path(path)
+    except FileNotFoundError:
+        return True
+    return False

@@ -1,0 +1,201 @@
+"""The sections of the report: files, memory and time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from bpgo.config import Config
+from bpgo.preflight.files import absence, fetch, lacks_path, needed_files, present
+from bpgo.preflight.flops import flops, flops_outside_iterations
+from bpgo.preflight.footprints import Footprint
+from bpgo.preflight.launch import Launch
+from bpgo.preflight.machine import (
+    device_memory,
+    format_bytes,
+    free_bytes,
+    hub_cache,
+    matmul_rate,
+    ram,
+)
+from bpgo.preflight.memory import Memory, condition_bytes, encodes_first, memory
+from bpgo.preflight.prompts import PromptCounts
+from bpgo.preflight.published import Pipeline
+from bpgo.preflight.remedies import remedies
+from bpgo.preflight.sizes import reward_bytes
+from bpgo.reference import cache_file
+from bpgo.registry import TABLES
+
+UTILISATION = 0.4  # assumed: the share of the matmul rate that a training iteration reaches
+# The share of a device's memory that is planned with. The allocator, CUDA and the work of the
+# rewards need the rest.
+USABLE = 0.9
+
+
+class Section(NamedTuple):
+    """lines: what to print. missing: each reason why the run cannot start, with its remedy."""
+
+    lines: list[str]
+    missing: list[str]
+
+
+def files_section(config: Config, download: bool) -> Section:
+    """The files of the generator and of the rewards. download: fetch those that are missing."""
+    lines, missing, to_download = ["Files"], [], 0
+    for files in needed_files(config):
+        failure = None
+        if download and files.patterns and not present(files):
+            failure = fetch(files)
+        here = present(files)
+        size, state = format_bytes(files.stored), "here" if here else "missing"
+        lines.append(f"  {files.source:44}{size:>10}  {files.licence:38}{state}")
+        if not here:
+            to_download += files.stored
+            missing.append(failure or absence(files))
+    for reward in (*config.reward, *config.evaluation.held_out):
+        if lacks_path(reward.name, reward.path):
+            missing.append(f"reward {reward.name!r} has no published weights: set its path")
+    free = free_bytes(hub_cache())
+    lines.append(
+        f"  to download: {format_bytes(to_download)}, free on that disk: {format_bytes(free)}"
+    )
+    if to_download > free:
+        missing.append(
+            f"disk: {hub_cache()} lacks {format_bytes(to_download - free)} for the downloads. "
+            f"Make room, or set HF_HOME to a folder on another disk"
+        )
+    return Section(lines, missing)
+
+
+# ----------------------------------------------------------------------------------- memory
+
+
+def no_memory_section(config: Config, pipeline: Pipeline | None) -> Section:
+    """What to say of memory and time if the generator's footprint is not known."""
+    policy = config.generator.policy
+    if policy is not None and policy not in TABLES["generator"]:
+        return Section([f"Memory and time: not counted, because {policy} is your own policy"], [])
+    if pipeline is None:
+        return Section(["Memory and time: not known without the generator's files"], [])
+    name = policy or pipeline.class_name
+    lines = [f"Memory and time: not counted, because the footprint of a {name} is not known"]
+    if name in TABLES["generator"]:
+        return Section(lines, [])
+    problem = f"generator: there is no policy for a {name}. Set generator.policy to one of your own"
+    return Section(lines, [f"{problem}, as module:attribute"])
+
+
+def memory_section(
+    config: Config,
+    footprint: Footprint,
+    prompts: PromptCounts,
+    launch: Launch,
+    planned: int | None,
+) -> Section:
+    """Memory of each process by part, and whether it fits. planned: bytes of another device."""
+    rewards, host_rewards, uncounted = _reward_memory(config)
+    needs = memory(config, footprint, rewards, prompts.different, launch, host_rewards)
+    lines = [f"Memory per process ({launch})"]
+    for label, size in (*needs.permanent.listed(), *needs.phases.listed()):
+        lines.append(f"  {label:28}{format_bytes(size):>10}")
+    for label, size in needs.host.listed():
+        lines.append(f"  {'on the CPU: ' + label:28}{format_bytes(size):>10}")
+    if uncounted:
+        lines.append(f"  not counted, size not known: {', '.join(uncounted)}")
+    fit = _fit(config, needs, launch, planned)
+    stored = Section([], [])
+    if encodes_first(config, launch) and prompts.different:
+        stored = _stored_conditions(config, footprint, prompts.different)
+    return Section([*lines, *fit.lines, *stored.lines], [*stored.missing, *fit.missing])
+
+
+def _reward_memory(config: Config) -> tuple[int, int, list[str]]:
+    """Bytes of the rewards on the policy's device and on the CPU, and which are not counted."""
+    device = host = 0
+    uncounted = []
+    for reward in (*config.reward, *config.evaluation.held_out):
+        size = reward_bytes(reward.name, reward.path)
+        if size is None:
+            uncounted.append(f"reward {reward.name}")
+        elif reward.device is None:
+            device += size
+        elif reward.device == "cpu":
+            host += size
+    return device, host, uncounted
+
+
+def _fit(config: Config, needs: Memory, launch: Launch, planned: int | None) -> Section:
+    """Whether a process fits its device, and all of them the RAM."""
+    cuda, missing = torch.cuda.is_available(), []
+    required, available = needs.device, planned or device_memory()
+    where = "the planned device" if planned else "this machine's GPU"
+    if not cuda and not planned:
+        required += needs.host.total  # the device is the CPU
+        where = "this machine's RAM, as it has no GPU"
+    usable = USABLE * available
+    line = f"  needs {format_bytes(required)} of {format_bytes(usable)} ({USABLE:.0%} of {where})"
+    if required > usable:
+        excess = format_bytes(required - usable)
+        choices = ", or ".join(remedies(config, needs, launch))
+        missing.append(f"memory: {excess} too much. Try {choices}")
+    on_host = needs.host.total * launch.processes
+    if cuda and not planned and on_host > ram():
+        remedy = (
+            "Start fewer processes" if launch.sharded else "Give the rewards a GPU (their device)"
+        )
+        missing.append(
+            f"memory: {format_bytes(on_host)} of RAM are needed, and this machine has "
+            f"{format_bytes(ram())}. {remedy}"
+        )
+    return Section([line], missing)
+
+
+def _stored_conditions(config: Config, footprint: Footprint, prompts: int) -> Section:
+    """The encoded prompts, where they are kept on disk."""
+    size = condition_bytes(config, footprint) * prompts
+    folder = cache_file("conditions", []).parent
+    what = f"{prompts} encoded prompts, up to {format_bytes(size)}"
+    lines = [f"  on disk in {folder} ($BPGO_CACHE): {what}"]
+    free = free_bytes(folder)
+    if size <= free:
+        return Section(lines, [])
+    problem = (
+        f"disk: {folder} lacks {format_bytes(size - free)} for the encoded prompts. "
+        f"Set BPGO_CACHE to a folder on another disk"
+    )
+    return Section(lines, [problem])
+
+
+# ------------------------------------------------------------------------------------- time
+
+
+def time_section(
+    config: Config,
+    footprint: Footprint,
+    prompts: PromptCounts,
+    launch: Launch,
+    planned: float | None,
+) -> Section:
+    """Time of an iteration and of the run. planned: operations per second of another device."""
+    half = config.precision == "bf16" or config.generator.dtype == "bfloat16"
+    rate = planned or matmul_rate(half)
+    operations = flops(config, footprint, launch.processes)
+    outside = flops_outside_iterations(
+        config, footprint, prompts.training, prompts.evaluation, launch.processes
+    )
+    seconds = operations / rate / UTILISATION
+    hours = seconds * config.iterations * launch.processes / 3600
+    hours_outside = outside / rate / UTILISATION / 3600
+    origin = "the planned device" if planned else "a matrix product on this machine"
+    reached = f"{UTILISATION:.0%} (assumed) of the {rate / 1e12:.3g} TFLOP/s of {origin}"
+    lines = [
+        f"Time, at {reached}",
+        f"  {operations:.2g} operations of the transformer per iteration and process "
+        f"(decoding and rewards not counted)",
+        f"  {seconds:.3g} s per iteration, "
+        f"{hours:.3g} device hours for {config.iterations} iterations",
+        f"  {hours_outside:.3g} device hours for evaluations and the prior, "
+        f"{hours + hours_outside:.3g} in all",
+    ]
+    return Section(lines, [])
