@@ -1,1 +1,1 @@
-"""What only the study reads: its claims, evidence, failure modes and the paper's published numbers."""
+"""What only the study reads: its evidence and claims, and the paper's published numbers."""

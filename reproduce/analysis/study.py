@@ -1,4 +1,7 @@
-"""One study, as the training notebooks run it: objectives trained from one start, on the same prompts and noise, and what came of it."""
+"""A study as the training notebooks run it: objectives trained from one start, and what they did.
+
+All objectives see the same prompts and the same noise.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from matplotlib.figure import Figure
 
 from bpgo.analysis import plots, runs
 from bpgo.config import Config, read_config, to_dict
-from bpgo.evaluation import Metric, Scores
+from bpgo.evaluation import Scores
 from bpgo.priors import PerPrompt
 from bpgo.prompts import key_of
 from bpgo.records import record
-from bpgo.reference import make_prior
+from bpgo.setup import make_prior
 from bpgo.trainer import Trainer
 
 
-class Remembering(Trainer):
+class KeepingTrainer(Trainer):
     """A trainer that keeps its last evaluation, with the samples, as `last`."""
 
     last: Scores | None = None
@@ -36,10 +39,10 @@ class Remembering(Trainer):
 
 @dataclass
 class Study:
-    """The parameters of a training notebook, in its order, and the oracle's metrics, which are used where the preset asks for an oracle.
+    """The parameters of a training notebook, in its order.
 
-    processes: how many train a run together, one a GPU; with more than one, `start` trains all runs. Without `output` the runs lie in a
-    temporary folder that goes with the study.
+    processes: how many train a run together, one per GPU. With more than one, `start` trains all
+    runs. Without `output` the runs are in a temporary folder that is deleted with the study.
     """
 
     preset: str
@@ -50,38 +53,35 @@ class Study:
     checkpoint: str
     overrides: list[str]
     output: str
-    metrics: dict[str, Metric]
     processes: int = 1
     scratch: tempfile.TemporaryDirectory = field(default_factory=tempfile.TemporaryDirectory)
 
+    # -------------------------------------------------------------------------------- settings
+
     def settings(self, objective: str, seed: int) -> list[str]:
-        """What the parameters say beside the preset, as `key=value`."""
+        """What the parameters change in the preset, as `key=value`."""
         given = {
             "objective.name": objective,
             "seed": seed,
             "iterations": self.iterations,
             "evaluation.every": self.evaluate_every,
         }
-        given |= {"generator.path": self.checkpoint} if self.checkpoint else {}
+        if self.checkpoint:
+            given["generator.path"] = self.checkpoint
         return [*(f"{key}={value}" for key, value in given.items()), *self.overrides]
 
     def config(self, objective: str, seed: int) -> Config:
-        """The settings of one run: the preset, with what the parameters say."""
+        """The settings of one run."""
         return read_config(self.preset, self.settings(objective, seed))
 
     def preflight(self) -> None:
-        """Say that nothing is missing for these runs, or else print all that `python -m bpgo preflight` says and raise RuntimeError.
+        """Check that nothing is missing for these runs, and say so.
 
-        That runs in a process of its own: this one may not have touched a GPU before training processes are launched from it.
+        Otherwise print the output of `bpgo preflight` and raise RuntimeError. It runs in another
+        process, because this one must not use a GPU before it launches training processes.
         """
-        command = [
-            sys.executable,
-            "-m",
-            "bpgo",
-            "preflight",
-            self.preset,
-            *self.settings(self.objectives[0], self.seeds[0]),
-        ]
+        command = [sys.executable, "-m", "bpgo", "preflight", self.preset]
+        command += self.settings(self.objectives[0], self.seeds[0])
         if self.processes > 1:
             launch = Path(self.scratch.name) / "launch.yaml"
             launch.write_text(f"num_processes: {self.processes}\n")
@@ -89,72 +89,79 @@ class Study:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             print(done.stdout, end="")
-            missing = [
-                line for line in done.stdout.splitlines() if line.startswith("Missing: ")
-            ] or [done.stderr.strip()]
-            raise RuntimeError("this study cannot run yet\n" + "\n".join(missing))
+            lines = done.stdout.splitlines()
+            missing = [line for line in lines if line.startswith("Missing: ")]
+            reasons = missing or [done.stderr.strip()]
+            raise RuntimeError("this study cannot run yet\n" + "\n".join(reasons))
         print("preflight: nothing is missing")
 
+    # ------------------------------------------------------------------------------------ runs
+
     def folder(self, objective: str, seed: int) -> Path:
-        """Where a run lies."""
+        """The folder of a run."""
         return Path(self.output or self.scratch.name) / "runs" / f"{objective}-{seed}"
 
     def trainer(self, objective: str, seed: int, folder: Path | None = None) -> Trainer:
-        """One run. It goes on from what its folder holds, `runs/<objective>-<seed>` in `output` if none is given."""
+        """The trainer of a run, which resumes from the checkpoint in its folder.
+
+        folder: by default `runs/<objective>-<seed>` in `output`.
+        """
         import diffusers
         import transformers
 
-        for library in (diffusers, transformers):  # their bars and notices
+        for library in (diffusers, transformers):  # no progress bars and notices
             library.utils.logging.disable_progress_bar()
             library.utils.logging.set_verbosity_error()
-        config, folder = self.config(objective, seed), folder or self.folder(objective, seed)
-        return Remembering(
-            config, folder, metrics=self.metrics if config.evaluation.oracle else {}, progress=False
-        )
+        folder = folder or self.folder(objective, seed)
+        return KeepingTrainer(self.config(objective, seed), folder, progress=False)
 
     def variant(self, name: str, *overrides: str) -> Study:
-        """This study with further settings; its runs lie in the folder `name` of its output, and are trained in this process."""
-        place = Path(self.output or self.scratch.name) / name
-        return replace(self, overrides=[*self.overrides, *overrides], output=str(place))
+        """This study with further settings, in the folder `name` of its output.
+
+        Its runs are trained in this process.
+        """
+        folder = Path(self.output or self.scratch.name) / name
+        return replace(self, overrides=[*self.overrides, *overrides], output=str(folder))
 
     def start(self) -> Trainer:
-        """The trainer of a run that nobody trains: the model as it is before. With several processes all runs are trained first."""
+        """A trainer that is not trained: the model before training.
+
+        With several processes all runs are trained first.
+        """
         if self.processes > 1:
             self.launch()
         return self.trainer(self.objectives[0], self.seeds[0], Path(self.scratch.name) / "start")
 
     def launch(self) -> None:
-        """Train what is not trained yet, each run in several processes (`accelerate.notebook_launcher`).
+        """Train what is not trained yet, each run in several processes.
 
-        RuntimeError from a process that has used a GPU, ValueError from one that has made a Trainer: restart the notebook.
+        Raises RuntimeError in a process that has used a GPU and ValueError in one that has made a
+        Trainer: restart the notebook.
         """
         from accelerate import notebook_launcher
 
         for seed in self.seeds:
             for name in self.objectives:
-                if not self.finished(name, seed):
-                    with socket.socket() as free:
-                        free.bind(("127.0.0.1", 0))
-                        port = free.getsockname()[1]
-                    notebook_launcher(
-                        lambda *run: self.trainer(*run).train(),
-                        (name, seed),
-                        self.processes,
-                        use_port=str(port),
-                    )
+                if not self.complete(name, seed):
+                    run, port = (name, seed), _free_port()
+                    notebook_launcher(self._train_one, run, self.processes, use_port=port)
 
-    def finished(self, objective: str, seed: int) -> bool:
-        """Whether a run has ended with these settings, by what its folder holds."""
-        settings, folder = (
-            json.loads(json.dumps(to_dict(self.config(objective, seed)))),
-            self.folder(objective, seed),
-        )
-        return (folder / "final").exists() and json.loads(
-            (folder / "config.json").read_text()
-        ) == settings
+    def _train_one(self, objective: str, seed: int) -> None:
+        self.trainer(objective, seed).train()
+
+    def complete(self, objective: str, seed: int) -> bool:
+        """Whether the folder of a run contains its result with these settings."""
+        folder = self.folder(objective, seed)
+        if not (folder / "final").exists():
+            return False
+        settings = json.loads(json.dumps(to_dict(self.config(objective, seed))))
+        return json.loads((folder / "config.json").read_text()) == settings
 
     def train(self) -> tuple[dict[str, list[runs.Run]], dict[str, Scores]]:
-        """Train what is not trained yet. By objective: the logs of each seed, and the first seed's evaluation after training."""
+        """Train what is not trained yet.
+
+        Returns, by objective, the logs of each seed and the first seed's evaluation after training.
+        """
         logs, after = {name: [] for name in self.objectives}, {}
         for seed in self.seeds:
             for name in self.objectives:
@@ -165,8 +172,10 @@ class Study:
                     after[name] = trainer.last or trainer.evaluate()
         return logs, after
 
+    # --------------------------------------------------------------------------------- results
+
     def keep(self, figure: Figure | bytes, name: str) -> None:
-        """Show a figure, or an animated GIF, and leave it beside the record."""
+        """Show a figure or an animated GIF, and save it beside the record if there is an output."""
         from IPython.display import Image, display
 
         if isinstance(figure, bytes):
@@ -185,19 +194,26 @@ class Study:
         parts: dict[str, dict[str, np.ndarray]],
         seconds: dict[str, float],
     ) -> None:
-        """Record means over prompts and seeds, before and by objective; those of each seed, uncompared, in the context."""
-        values = {"before": {m: _plain(runs.mean(s[0])) for m, s in first.items()}}
-        for part, scores in parts.items():
-            values[part] = {m: _plain(runs.mean(runs.mean(s))) for m, s in scores.items()}
-            values[part] |= {"seconds_per_iteration": seconds[part]} if part in seconds else {}
-        per_seed = {
-            part: {m: [_plain(v) for v in runs.mean(s)] for m, s in scores.items()}
-            for part, scores in parts.items()
-        }
+        """Record means over prompts and seeds, before training and by objective.
+
+        The means of each seed are in the context, which is not compared.
+        """
+        values = {"before": {m: _plain(runs.mean(scores[0])) for m, scores in first.items()}}
+        per_seed = {}
+        for part, metrics in parts.items():
+            means = {m: runs.mean(scores) for m, scores in metrics.items()}
+            per_seed[part] = {m: [_plain(value) for value in mean] for m, mean in means.items()}
+            values[part] = {m: _plain(runs.mean(mean)) for m, mean in means.items()}
+            if part in seconds:
+                values[part]["seconds_per_iteration"] = seconds[part]
         context = {
-            key: getattr(self, key) for key in ("preset", "seeds", "iterations", "overrides")
-        } | {"per_seed": per_seed}
-        context["checkpoint"] = self.config(self.objectives[0], self.seeds[0]).generator.path
+            "preset": self.preset,
+            "seeds": self.seeds,
+            "iterations": self.iterations,
+            "overrides": self.overrides,
+            "per_seed": per_seed,
+            "checkpoint": self.config(self.objectives[0], self.seeds[0]).generator.path,
+        }
         record(
             name,
             values,
@@ -210,11 +226,20 @@ class Study:
 
 
 def prior_of(trainer: Trainer, prompts: list[str], rewards) -> float | np.ndarray:
-    """The run's prior for evaluation prompts with rewards (P, S): a number, or (P,) where each prompt has its own. Only before training."""
+    """The prior of a run for evaluation prompts with rewards (P, S), before training only.
+
+    A number, or (P,) if each prompt has its own prior.
+    """
     prior = trainer.prior
-    if isinstance(prior, PerPrompt):  # which knows the training prompts only
+    if isinstance(prior, PerPrompt):  # it knows the training prompts only
         prior = make_prior(trainer.config, trainer.policy, trainer.reward, prompts)
-    return prior([key_of(p) for p in prompts], rewards)
+    return prior([key_of(prompt) for prompt in prompts], rewards)
+
+
+def _free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def _plain(value) -> float | None:
