@@ -1,7 +1,6 @@
 # ---
 # jupyter:
 #   bpgo:
-#     smallest: {}
 #     quick: true
 #   jupytext:
 #     text_representation:

@@ -84,7 +84,7 @@ print(claims.told(claims.verdicts(plan, records, ["H1", "H15"])))
 
 # %% [markdown]
 # ## Fast, slow, steady? (H2)
-# Figure 7 of the paper shows one curve per method. It is read like this: RAS is slow and steady, CRT is fast and restless, BPGO is fast *and* steady. Here are our curves. The left panel shows the reward in training as a mean over seeds. All objectives see the same prompts at the same iteration, so ups and downs that they share come from the prompts. The other panels therefore show each objective minus GRPO of the same seed, with the 95 % interval over seeds. All curves are means over a tenth of a run.
+# Figure 7 of the paper shows one curve per method. It is read like this: RAS is slow and steady, CRT is fast and unsteady, BPGO is fast *and* steady. Here are our curves. The left panel shows the reward in training as a mean over seeds. All objectives see the same prompts at the same iteration, so ups and downs that they share come from the prompts. The other panels therefore show each objective minus GRPO of the same seed, with the 95 % interval over seeds. All curves are means over a tenth of a run.
 #
 # **Before you look:** if the paper is right, which line is above 0 early, and which is below?
 
@@ -95,7 +95,7 @@ plt.show()  # alt: Left: training reward by iteration, one line per objective. R
 # %% [markdown]
 # Where a band contains 0, the objective cannot be distinguished from GRPO at that iteration.
 #
-# Two numbers summarise this. *Early* is the gain in the first half of the run, divided by the mean gain of GRPO over the whole run. If GRPO's own value is above 1, its reward was higher half-way than at the end, perhaps because of easier prompts. *Oscillation* is the root mean square of the second differences of a curve, divided by the same gain. Most of it comes from the change of prompts, which all objectives share and which hides differences. So we add a third, unplanned number: the second differences of an objective *minus GRPO*, in the unit of the reward. There the part of the prompts cancels, and the restlessness of the two runs remains.
+# Two numbers summarise this. *Early* is the gain in the first half of the run, divided by the mean gain of GRPO over the whole run. If GRPO's own value is above 1, its reward was higher half-way than at the end, perhaps because of easier prompts. *Oscillation* is the root mean square of the second differences of a curve, divided by the same gain. Most of it comes from the change of prompts, which all objectives share and which hides differences. So we add a third, unplanned number: the second differences of an objective *minus GRPO*, in the unit of the reward. There the part of the prompts cancels, and the unsteadiness of the two runs remains.
 
 # %%
 pace = {}

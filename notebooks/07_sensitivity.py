@@ -55,7 +55,7 @@ print("runs per cell:", {name: sorted(set(grid.notna().sum())) for name, grid in
 # ## Is alpha = 0.5 best? (H6) Do lambda and beta have a wide range? (H7)
 # The claims were written down before the first run, and Tukey's test was chosen before these grids were run. H6 is refuted if the default cell is not level with the best. H7 is refuted if less than half of the cells are.
 #
-# The lines below answer the question above. They also compare the default with the best cell, paired by seed. The best cell was picked because it came out highest, partly by luck. So its lead is too large on average. With two seeds an interval is 12.7 standard errors wide on each side, and mostly contains 0. One that does not is still not a finding: the pair was picked from many, and only the frames are corrected for that.
+# The lines below answer the question above. They also compare the default with the best cell, paired by seed. The best cell was picked because it came out highest, partly by luck. So its lead is too large on average. With two seeds an interval reaches 12.7 standard errors to each side, and mostly contains 0. One that does not is still not a finding: the pair was picked from many, and only the frames are corrected for that.
 
 # %%
 start, verdicts = evidence.before(records, "t2i", metric), {}

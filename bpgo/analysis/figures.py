@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bpgo.analysis import plots, runs
 from bpgo.evaluation import Scores
-from bpgo.objective import group_advantages
+from bpgo.objective import Advantages, group_advantages
 from bpgo.prompts import pixels_of
 
 METRICS = {  # metric: its name in figures, and its unit
@@ -57,6 +57,49 @@ def video_groups(start: runs.Start, indices: Sequence[int], scale: float = 0.48)
     for ax, i in zip(figure.axes, indices, strict=False):
         ax.set_title(start.prompts[i], fontsize=10)
     return figure
+
+
+def framed_group(
+    axes: Sequence[Axes], images: Tensor, rewards: Tensor, advantages: Tensor, title: str
+) -> None:
+    """The images (G, 3, H, W) of one group on G axes, best reward first, with their rewards.
+
+    Images with a positive advantage have a frame, which is wider for a larger advantage.
+    """
+    for ax, j in zip(axes, rewards.argsort(descending=True).tolist(), strict=True):
+        ax.imshow(images[j].clamp(0, 1).permute(1, 2, 0))
+        ax.set(xticks=[], yticks=[], xlabel=f"{rewards[j]:.2f}")
+        push = advantages[j].clamp(0, 2).item()
+        ax.spines[:].set(visible=push > 0, linewidth=0.5 + 3 * push, color="#D55E00")
+    axes[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+
+
+def weights_and_advantages(
+    axes: Sequence[Axes],
+    prompts: Sequence[str],
+    rewards: Tensor,
+    advantages: Advantages,
+    prior: float,
+    group: int,
+) -> None:
+    """Left: the weight of each group. Right: its effective advantages by reward, one line each.
+
+    rewards: (N, G). One group is black, and all others are grey.
+    """
+    left, right = axes
+    colours = ["black" if i == group else "0.75" for i in range(len(prompts))]
+    left.barh(range(len(prompts)), advantages.weights, color=colours)
+    left.axvline(1, color="black", linestyle=":")
+    left.set_yticks(range(len(prompts)), prompts, fontsize=8)
+    left.set_xlim(0, 2)
+    for i, colour in enumerate(colours):
+        by = rewards[i].argsort()
+        order = 3 if i == group else 1
+        effective = advantages.effective[i, by]
+        right.plot(rewards[i, by], effective, "o-", color=colour, markersize=3, zorder=order)
+    right.axvline(prior, color="black", linestyle="--", linewidth=1)
+    plots.label(left, "RAS", "weight of the group")
+    plots.label(right, "dashed: the prior", "reward (no unit)", "effective advantage")
 
 
 def image_samples(

@@ -7,7 +7,7 @@ mean over its samples. A value that is not defined is NaN, and means leave it ou
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,6 +187,18 @@ def scores(runs: Sequence[Run], which: int = -1) -> dict[str, np.ndarray]:
     tables = [run.evaluations[which]["scores"] for run in runs]
     return {
         name: mean(np.array([table[name] for table in tables], dtype=float)) for name in tables[0]
+    }
+
+
+def means_of_prompts(tables: Sequence[Mapping], metrics: Iterable[str]) -> dict[str, np.ndarray]:
+    """{metric: (seeds, P)} of evaluations {metric: tensor (P, S)}, one per seed.
+
+    Only those of `metrics` that were evaluated.
+    """
+    return {
+        metric: np.stack([mean(table[metric].double().numpy()) for table in tables])
+        for metric in metrics
+        if metric in tables[0]
     }
 
 

@@ -67,10 +67,10 @@ def group_size_maps(
     logged = evidence.curves(plan, records, "size_alpha", "t2i", "reward")
     mean, level = evidence.grid(ended)
     gains = [values[:, -10:].mean() - values[:, :10].mean() for values in logged.values()]
-    restless = pd.DataFrame(np.nan, index=[0], columns=ended.columns)
+    unsteady = pd.DataFrame(np.nan, index=[0], columns=ended.columns)
     for arm, values in logged.items():
-        restless[arm] = oscillation(values, np.mean(gains)).mean()
-    steadiness, _ = evidence.grid(restless)
+        unsteady[arm] = oscillation(values, np.mean(gains)).mean()
+    steadiness, _ = evidence.grid(unsteady)
     _, [[left, right]] = plots.new_figure(1, 2, (9, 2.8))
     plots.heat_map(left, mean, level)
     plots.heat_map(right, steadiness, np.zeros(steadiness.shape, bool), "{:.1f}")
