@@ -16,17 +16,12 @@ from bpgo.objective import group_advantages, ras_weights
 from bpgo.priors import Constant, EmpiricalBayes, RunningMean
 from bpgo.prompts import pixels_of, read_prompts
 from bpgo.rewards import load_reward
-from bpgo.worlds.clips import captions as clip_captions
-from bpgo.worlds.clips import oracle as clip_oracle
-from bpgo.worlds.clips import scenes as clips
-from bpgo.worlds.shapes import captions, oracle, scenes
+from bpgo.worlds.clips import captions as clips_captions
+from bpgo.worlds.clips.scenes import MOVING
+from bpgo.worlds.shapes import captions, scenes
 from reproduce.analysis import ambiguity
 
 SIZE = 6
-
-
-def truth(of):
-    return (oracle if of.language is captions else clip_oracle).share_right
 
 
 def worlds():
@@ -41,26 +36,23 @@ def test_bits_are_those_of_the_caption(of):
     cases = list(ambiguity.omissions(of, 4, 2))
     assert [c.open for c in cases] == [0, 1, 2, 3, 4] * 4
     for c in cases:
-        given = {"picture": of.subjects[c.subject]} if of.pictured else {}
-        assert c.bits == pytest.approx(of.language.prompt_bits(c.caption, **given))
+        given = {"image_of": of.subjects[c.subject]} if of.given_image else {}
+        assert c.bits == pytest.approx(of.captions.prompt_bits(c.caption, **given))
     assert all(c.bits == 0 for c in cases if c.open == 0)
 
 
 @pytest.mark.parametrize("of", worlds())
 def test_the_oracle_finds_right_what_is_right_and_one_thing_wrong_in_a_near_miss(of):
     for c in ambiguity.omissions(of, 1, SIZE, seed=2):
-        share = truth(of)(c.pictures, [c.caption] * len(c.pictures)).numpy()
+        share = of.oracle.share_right(c.pictures, [c.caption] * len(c.pictures)).numpy()
         assert (share[c.right] == 1).all() and c.right.sum() == SIZE
-        named = [
-            v for v in vars(of.language.parse(c.caption)).values() if v not in (None, clips.MOVING)
-        ]
-        if of.language is captions:
-            named = [v for v in of.language.parse(c.caption).attributes.values() if v]
+        attributes = of.captions.parse(c.caption).attributes
+        named = [value for value in attributes.values() if value not in (None, MOVING)]
         assert share[~c.right].tolist() == pytest.approx(
             [1 - 1 / max(1, len(named))] * (~c.right).sum(), abs=0.2
         )
         assert (share[~c.right] < 1).all()
-        assert c.open == 4 or of.pictured or (~c.right).sum() == SIZE
+        assert c.open == 4 or of.given_image or (~c.right).sum() == SIZE
 
 
 @pytest.mark.parametrize("of", worlds())
@@ -70,13 +62,13 @@ def test_other_words_say_the_same_of_the_same_pictures(of):
     for first, others in ((cases[0], cases[1:10]), (cases[10], cases[11:])):
         for c in others:
             assert (
-                of.language.parse(c.caption)
-                == of.language.parse(first.caption)
+                of.captions.parse(c.caption)
+                == of.captions.parse(first.caption)
                 == of.subjects[c.subject]
             )
             assert torch.equal(c.pictures, first.pictures) and c.bits == 0
     counts = [
-        (ambiguity._turned(c.caption), ambiguity.synonyms(c.caption, of.language))
+        (ambiguity.turned(c.caption), ambiguity.synonyms(c.caption, of.captions))
         for c in cases[:10]
     ]
     assert counts == [(t, k) for t in (False, True) for k in range(5)]
@@ -92,11 +84,11 @@ def test_other_words_say_the_same_of_the_same_pictures(of):
         (captions, "a red circle", 0),
         (captions, "a red disc beside and left of a azure box", 4),
         (captions, "a shape with a thing", 2),
-        (clip_captions, "fast a azure plus rises", 3),
-        (clip_captions, "it moves gently", 1),
-        (clip_captions, "a thing is in motion", 2),
-        (clip_captions, "a red cross moves left slowly", 0),
-        (clip_captions, "a red cross moves slowly", 0),
+        (clips_captions, "fast a azure plus rises", 3),
+        (clips_captions, "it moves gently", 1),
+        (clips_captions, "a thing is in motion", 2),
+        (clips_captions, "a red cross moves left slowly", 0),
+        (clips_captions, "a red cross moves slowly", 0),
     ],
 )
 def test_synonyms_are_counted_by_phrase(language, caption, count):
@@ -112,7 +104,7 @@ def test_synonyms_are_the_second_words_of_the_world_in_each_of_its_wordings():
 
 @pytest.mark.parametrize("of", worlds())
 def test_a_reward_that_is_the_truth_is_all_signal(of):
-    exact = lambda pixels, prompts: (truth(of)(pixels, prompts) == 1).float()
+    exact = lambda pixels, prompts: (of.oracle.share_right(pixels, prompts) == 1).float()
     found = ambiguity.measure(of, ambiguity.omissions(of, 1, SIZE), [exact, exact])
     some, nothing = found[found["gap"].notna()], found[found["gap"].isna()]
     assert len(some) >= 3 and some["signal"].tolist() == pytest.approx([1] * len(some))

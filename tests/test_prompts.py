@@ -1,23 +1,16 @@
-"""Prompts: words that may carry a picture, the files they are read from, and those that are shipped."""
+"""Prompts: text that may carry an image, and the files they are read from."""
 
 import base64
 import io
 import json
 import pickle
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bpgo.files import SHIPPED
 from bpgo.prompts import Prompt, images_of, key_of, pixels_of, read_prompts
-from bpgo.worlds.clips.captions import graded_prompts, parse
-from bpgo.worlds.clips.oracle import read
-from bpgo.worlds.clips.scenes import MOVING
-from bpgo.worlds.pretrain import data_uri
-from bpgo.worlds.pretrain.fit import SEEDS
 
 
 def image(seed=0, size=(8, 8), mode="RGB"):
@@ -264,59 +257,3 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError) as error:
             read_prompts(name)
         assert name in str(error.value)
-
-
-# ------------------------------------------------------------------------------------------------------- what is shipped
-
-
-def test_data_uris_keep_every_level():
-    picture = torch.arange(768, dtype=torch.float32).view(3, 16, 16) % 256 / 255
-    source = data_uri(picture)
-    assert source.startswith("data:image/png;base64,")
-    back = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
-    torch.testing.assert_close(pixels_of([back])[0], picture)
-
-
-@pytest.mark.parametrize(
-    ("name", "n", "seed", "specified"), [("train", 512, 0, 0.75), ("evaluation", 64, 1, 0.5)]
-)
-def test_the_shipped_prompts_of_clips_are_graded_and_show_what_they_say(name, n, seed, specified):
-    found = graded_prompts(n, SEEDS["video_prompts"] + seed, specified, True)
-    prompts = read_prompts(f"prompts/image-clip-{name}.jsonl")
-    assert prompts == [row["prompt"] for _, row in found]
-    assert len({p.key for p in prompts}) == n  # each has a start of its own
-    assert {(p.image.mode, p.image.size) for p in prompts} == {("RGB", (32, 32))}
-    seen = read(
-        pixels_of(images_of(prompts))[:, None].expand(-1, 9, -1, -1, -1)
-    ).clips  # a video that stays as it is
-    for prompt, clip, (meant, _) in zip(prompts, seen, found, strict=True):
-        said = parse(prompt)
-        assert (clip.shape, clip.colour, clip.motion) == (meant.shape, meant.colour, "still")
-        assert said.shape in (None, clip.shape)
-        assert said.colour in (None, clip.colour)
-    assert Counter(
-        parse(p).motion in (None, MOVING) or (parse(p).speed is None and parse(p).motion != "still")
-        for p in prompts
-    ) == {False: n * specified, True: n * (1 - specified)}
-    rows = [
-        json.loads(line)
-        for line in (SHIPPED / "prompts" / f"image-clip-{name}.jsonl").read_text().splitlines()
-    ]
-    assert [{k: v for k, v in row.items() if k != "image"} for row in rows] == [
-        row for _, row in found
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "n", "seed", "specified"), [("train", 512, 0, 0.75), ("evaluation", 64, 1, 0.5)]
-)
-def test_the_shipped_prompts_of_clips_without_pictures_are_graded(name, n, seed, specified):
-    found = graded_prompts(n, SEEDS["video_prompts"] + seed, specified, False)
-    prompts = read_prompts(f"prompts/clip-{name}.jsonl")
-    assert prompts == [row["prompt"] for _, row in found]
-    assert images_of(prompts) is None
-    rows = [
-        json.loads(line)
-        for line in (SHIPPED / "prompts" / f"clip-{name}.jsonl").read_text().splitlines()
-    ]
-    assert rows == [row for _, row in found]

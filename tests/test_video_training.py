@@ -28,7 +28,7 @@ from bpgo.rollout import integrate
 from bpgo.sde import sigma_grid
 from bpgo.trainer import Trainer, read_log
 from bpgo.worlds.pretrain import architectures as tiny
-from bpgo.worlds.pretrain import data_uri
+from bpgo.worlds.pretrain.prompts import data_uri
 from tests import small_runs as runs
 from tests.test_trainer import all_equal, assert_same_run, merged, weights
 from tests.test_wan import ask_pipeline
@@ -638,13 +638,13 @@ def refused(presets, monkeypatch, capsys, tmp_path):
         ),
         (
             "t2v",
-            ["evaluation.oracle=true"],
-            "the oracle reads (B, 9, 3, 32, 32) videos of the shapes world, not (1, 5, 3, 16, 16)",
+            ["evaluation.metrics=clips"],
+            "reads pixels of shape (B, 9, 3, 32, 32), not (1, 5, 3, 16, 16)",
         ),
         (
             "i2v",
-            ["generator.frames=9", "evaluation.oracle=true"],
-            "reads (B, 9, 3, 32, 32) videos of the shapes world, not (1, 9, 3, 16",
+            ["generator.frames=9", "evaluation.metrics=clips"],
+            "reads pixels of shape (B, 9, 3, 32, 32), not (1, 9, 3, 16",
         ),
     ],
 )

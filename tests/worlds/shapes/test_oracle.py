@@ -87,6 +87,11 @@ def test_the_share_that_is_right_counts_attributes():
     found = oracle.share_right(image.expand(6, -1, -1, -1), list(shares))
     assert found.tolist() == pytest.approx(list(shares.values()))
     assert oracle.share_right(torch.full((1, 3, 32, 32), 0.5), ["a shape"]).tolist() == [0.0]
+    images = sample_pixels(all_scenes(1)[::17], generator())
+    for prompt in shares:
+        prompts = [prompt] * len(images)
+        accuracy = oracle.measure(images, prompts)["accuracy"]
+        assert torch.equal(oracle.share_right(images, prompts) == 1, accuracy == 1)
 
 
 @pytest.mark.parametrize(
