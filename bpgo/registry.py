@@ -115,22 +115,28 @@ def name_of(value: object) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def arguments(function: Callable, offered: Mapping, options: Mapping, what: str) -> dict:
+def arguments(
+    function: Callable, offered: Mapping, options: Mapping, what: str, passed: int = 0
+) -> dict:
     """The keyword arguments of a call: what is offered and named by the function, and all options.
 
-    Raises ValueError for an option that the function does not have and for a required argument
-    that is missing. what: how messages refer to the function, such as "prior 'my_module:MyPrior'".
+    what: how messages refer to the function, such as "prior 'my_module:MyPrior'". passed: number of
+    leading arguments that the caller passes itself. Raises ValueError for an option that the
+    function does not have or that is offered already, and for a required argument that is missing.
     """
-    parameters = inspect.signature(function).parameters.values()
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for option in options:
-            if option not in names:
-                near = get_close_matches(option, names, 1)
-                hint = (
-                    f"did you mean {near[0]!r}?"
-                    if near
-                    else f"it has {', '.join(names) or 'none'}."
-                )
-                raise ValueError(f"{what} has no option {option!r}: {hint}")
-    return {name: value for name, value in offered.items() if name in names} | dict(options)
+    parameters = list(inspect.signature(function).parameters.values())[passed:]
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    names = [p.name for p in named]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for option in options:
+        if option in offered:
+            raise ValueError(f"{what}: {option!r} has a value already, it cannot be an option too")
+        if option not in names and not takes_any:
+            near = get_close_matches(option, names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names) or 'none'}."
+            raise ValueError(f"{what} has no option {option!r}: {hint}")
+    given = {name: value for name, value in offered.items() if name in names} | dict(options)
+    missing = [p.name for p in named if p.default is p.empty and p.name not in given]
+    if missing:
+        raise ValueError(f"{what} needs {missing[0]!r}: set it in its options")
+    return given

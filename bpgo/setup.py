@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import os
 from collections.abc import Callable
@@ -102,6 +101,7 @@ def load_policy(config: Config, accelerator: Accelerator):
         )
     given = {name: getattr(g, name) for name in POLICY_SETTINGS if getattr(g, name) is not None}
     given |= {"dtype": g.dtype, "device": "cpu" if g.offload or shards else device}
+    torch.manual_seed(config.seed)  # weights that a policy of your own draws depend on the seed
     policy = load_generator(g.path, g.policy, **given, **g.options)
     if shards:  # what is sharded moves to the device block by block
         for name in ("vae", *policy.encoders):
@@ -144,15 +144,17 @@ def make_conditions(
 
     With generator.offload or several processes, all prompts are encoded now, to disk, and the
     encoders leave the device for good. Processes share the work. The main process keeps the
-    encoders on the CPU, to export them with the rest.
+    encoders on the CPU, to export them with the rest. Without encoders there is nothing to free,
+    and each process encodes what it needs.
     """
     several = accelerator.num_processes > 1
-    if not (config.generator.offload or several):
+    if not (config.generator.offload or several) or not policy.encoders:
         return Conditions(policy)
     given = to_dict(config)["generator"]
     encoders = {name: getattr(policy.pipeline, name) for name in policy.encoders}
-    identity = [given[name] for name in ("path", "dtype", *POLICY_SETTINGS)]
-    folder = cache_file("conditions", [identity, weights_fingerprint(encoders)])
+    identity = [given[name] for name in ("path", "dtype", "options", *POLICY_SETTINGS)]
+    identity += [name_of(policy), weights_fingerprint(encoders)]
+    folder = cache_file("conditions", identity)
     conditions = Conditions(policy, folder)
     conditions.prepare(prompts[accelerator.process_index :: accelerator.num_processes])
     accelerator.wait_for_everyone()
@@ -174,12 +176,12 @@ def make_objective(
     """
     o = config.objective
     function = function or find("objective", o.name)
-    offered = {"alpha": o.alpha, "lam": o.lam, "beta": o.beta}
-    fixed = arguments(function, offered, o.options, f"objective {o.name!r}")
-    uses_k = "k" in inspect.signature(function).parameters
+    offered = {"alpha": o.alpha, "lam": o.lam, "beta": o.beta, "k": 1.0}
+    fixed = arguments(function, offered, o.options, f"objective {o.name!r}", passed=2)
 
     def objective(rewards: Tensor, prior: Tensor | float, k: float) -> Advantages:
-        return function(rewards, prior, **fixed, **({"k": k} if uses_k else {}))
+        hyperparameters = fixed | {"k": k} if "k" in fixed else fixed
+        return function(rewards, prior, **hyperparameters)
 
     generator = torch.Generator().manual_seed(0)
     rewards = torch.rand(config.groups, config.group_size, generator=generator)
@@ -238,11 +240,21 @@ def check_prompts(policy, prompts: list[str], name: str) -> None:
 
 
 def try_metrics(policy, prompt: str, metrics: dict[str, Metric]) -> None:
-    """Score decoded noise with every metric, so that one that cannot score it fails now."""
+    """Score decoded noise with every metric, so that one that cannot score it fails now.
+
+    Raises ValueError for one that does not return a tensor with one value per sample.
+    """
     noise = row_noise([0], policy.latent_shape(), 1, policy.device)[0]
     pixels = policy.decode(noise)
-    for metric in metrics.values():
-        metric(pixels, [prompt])
+    for name, metric in metrics.items():
+        values = metric(pixels, [prompt])
+        by_name = values if isinstance(values, dict) else {name: values}
+        for part, scores in by_name.items():
+            found = scores.shape if isinstance(scores, Tensor) else type(scores).__name__
+            if found != (1,):
+                raise ValueError(
+                    f"metric {part!r} returned {found} for one sample; it must be a tensor (1,)"
+                )
 
 
 @contextmanager

@@ -18,29 +18,30 @@ def load_generator(path_or_hub_id: str, policy: str | None = None, **options):
 
     The class of the pipeline in its model_index.json determines the policy. policy: a class of your
     own instead, as `module:attribute`. It is called with the options, and with `path`, `dtype` and
-    `device` if its signature has them. options: dtype, device, height, width (pixels), guidance,
-    max_sequence_length; for Wan also frames, guidance_2, cfg_gradient and negative_prompt.
+    `device` if its signature has them. If it has a classmethod `load`, as a subclass of
+    `FluxPolicy` has, it is loaded from a pipeline's folder or hub id like the policies here.
+    options: dtype, device, height, width (pixels), guidance, max_sequence_length; for Wan also
+    frames, guidance_2, cfg_gradient and negative_prompt.
 
     Raises FileNotFoundError for a folder that is not a pipeline, ValueError for damaged weights, a
     pipeline without a policy and an option that the policy does not have, and OSError for a hub id
     that cannot be fetched.
     """
     placement = {name: options.pop(name) for name in ("dtype", "device") if name in options}
-    if policy is not None and policy not in TABLES["generator"]:
-        found = find("generator", policy)
-        offered = {"path": path_or_hub_id} | placement
+    if policy is not None and not hasattr(find("generator", policy), "load"):
+        found, offered = find("generator", policy), {"path": path_or_hub_id} | placement
         return found(**arguments(found, offered, options, f"generator {policy!r}"))
     place = resolve(path_or_hub_id)
     index = _check_pipeline(place) if isinstance(place, Path) else _fetch_index(place)
     kind = policy or _pipeline_class(index)
-    if kind not in TABLES["generator"]:
+    if policy is None and kind not in TABLES["generator"]:
         known = ", ".join(TABLES["generator"])
         raise ValueError(
             f"{path_or_hub_id} is a {kind}, for which there is no policy (there are policies for "
             f"{known}): write one and name it in generator.policy"
         )
     found = find("generator", kind)
-    options = arguments(found, {}, options, f"{path_or_hub_id} ({kind})")
+    options = arguments(found, {}, options, f"{path_or_hub_id} ({kind})", passed=1)
     with nullcontext() if isinstance(place, Path) else from_hub(place, "generator"):
         return found.load(place, **placement, **options)
 

@@ -80,7 +80,7 @@ def _load_known(name: str, path: str | Path | None, device: str, options: dict) 
     if path is None:
         raise FileNotFoundError(f"reward {name!r} has no published weights: set reward.path")
     load, place = find("reward", name), resolve(path)
-    options = arguments(load, {}, options, f"reward {name!r}")
+    options = arguments(load, {}, options, f"reward {name!r}", passed=1)
     folder = place if isinstance(place, Path) else cached_snapshot(place)
     if folder is not None:
         check_weights(folder)
@@ -95,12 +95,13 @@ def _load_own(name: str, path: str | Path | None, device: str, options: dict) ->
     if not isinstance(found, type):
         if path is not None or options:
             raise ValueError(
-                f"reward {name!r} is a function, which takes no path and no options: "
-                f"write a class whose __init__ takes them"
+                f"reward {name!r} is a function, which takes no path and no options: set "
+                f"reward.path=null and remove reward.options, or write a class that takes them"
             )
         return found
-    offered = {"device": device} | ({} if path is None else {"path": path})
-    score = found(**arguments(found, offered, options, f"reward {name!r}"))
+    if path is not None:
+        options = {"path": path} | options
+    score = found(**arguments(found, {"device": device}, options, f"reward {name!r}"))
     if isinstance(score, torch.nn.Module):
         score.to(device)
     return score
@@ -156,8 +157,9 @@ def total(rewards: dict[str, Reward]) -> Reward:
     return summed
 
 
+@torch.no_grad()
 def checked(reward: Reward, name: str, pixels: Tensor, prompts: list[str]) -> Tensor:
-    """(B,) float32 values of a reward, on the device of the pixels.
+    """(B,) float32 values of a reward, without gradients, on the device of the pixels.
 
     Raises RewardError, with the reward's name, for anything but B finite numbers and for whatever
     the reward raises; MemoryError if it runs out of memory.
