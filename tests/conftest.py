@@ -1,8 +1,10 @@
-"""Makes nbval compare the records of a notebook by their own tolerances, and the rest as it always does.
+"""Fixtures that several test modules share, and the comparison of notebook records under nbval.
 
-    python -m pytest -p tests.conftest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks/
+    python -m pytest -p tests.conftest --nbval-lax --nbval-current-env \\
+        --nbval-cell-timeout=600 notebooks/
 
-nbval compares exact strings (in cells tagged `nbval-check-output`), which no trained number would ever pass.
+In cells tagged `nbval-check-output`, nbval compares exact strings, and numbers that are trained are
+never equal to the last digit. Records are therefore compared by their own tolerances.
 """
 
 import json
@@ -28,7 +30,7 @@ def _comparing_records(compare_others):
         (came, test), (expected, ref) = _split(test), _split(ref)
         differences = [line for pair in zip(expected, came, strict=False) for line in agree(*pair)]
         if len(came) != len(expected):
-            differences.append(f"the notebook holds {len(expected)} records here, {len(came)} came")
+            differences.append(f"expected {len(expected)} records here, found {len(came)}")
         if differences:
             cell.comparison_traceback = differences
             return False
@@ -43,7 +45,7 @@ if IPyNbCell is not None:
 
 @pytest.fixture
 def one_thread():
-    """Sums come out bit for bit alike only if they are split alike."""
+    """One thread. Sums are equal bit for bit only if they are split in the same way."""
     import torch
 
     before = torch.get_num_threads()
@@ -52,7 +54,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-# -------------------------------------------------------- models of random weights, made once, for the tests of the package
+# ------------------------------------------------------------------------- models of random weights
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +112,7 @@ def image_reward_folder(tmp_path_factory):
 
 
 def _tiny_wan(folder, images):
-    """A Wan pipeline folder as published: one transformer for text-to-video, two experts for image-to-video."""
+    """A Wan pipeline folder: one transformer, or two experts for image-to-video."""
     import torch
     from diffusers import (
         AutoencoderKLWan,
@@ -169,14 +171,14 @@ def _tiny_wan(folder, images):
         parts |= dict(transformer_2=WanTransformer3DModel(**shape), boundary_ratio=0.9)
     for name in {"transformer", "transformer_2"} & set(parts):
         for p in parts[name].parameters():
-            p.data *= 2 if p.ndim > 1 else 1  # so that words and pictures matter
+            p.data *= 2 if p.ndim > 1 else 1  # so that texts and images matter
     (WanImageToVideoPipeline if images else WanPipeline)(**parts).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def wan_folder(tmp_path_factory):
-    """A WanPipeline folder of random weights: text-to-video by one transformer."""
+    """A WanPipeline folder of random weights: text-to-video with one transformer."""
     return _tiny_wan(tmp_path_factory.mktemp("models") / "wan", images=False)
 
 
@@ -184,3 +186,136 @@ def wan_folder(tmp_path_factory):
 def wan_i2v_folder(tmp_path_factory):
     """A WanImageToVideoPipeline folder of random weights: two experts, the boundary at 0.9."""
     return _tiny_wan(tmp_path_factory.mktemp("models") / "wan-i2v", images=True)
+
+
+# ------------------------------------------------------------------------------ small training runs
+
+
+@pytest.fixture(scope="session")
+def video_reward_folder(tmp_path_factory):
+    """A VideoCLIP folder of random weights that uses 4 frames, with its tokenizer."""
+    import torch
+    from safetensors.torch import save_file
+
+    from bpgo.rewards.video_clip_xl import VideoCLIP
+    from bpgo.worlds.pretrain import architectures as tiny
+
+    folder, tokenizer = tmp_path_factory.mktemp("models") / "video-reward", tiny.clip_tokenizer()
+    folder.mkdir()
+    torch.manual_seed(4)
+    config = tiny.video_clip_config(tokenizer)
+    config["vision"] |= {"image_size": 16}
+    model = VideoCLIP(config)
+    torch.nn.init.normal_(model.temporal, std=0.5)
+    (folder / "config.json").write_text(json.dumps(model.config))
+    save_file(model.state_dict(), folder / "model.safetensors")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def shared_cache(tmp_path_factory, monkeypatch):
+    """Cached rewards and conditions go to a folder of this test session."""
+    monkeypatch.setenv("BPGO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def trees(tiny_folder, wan_folder, wan_i2v_folder):
+    """The settings of a small run of each task, as nested dicts."""
+    from tests.small_trainers import settings_of
+
+    folders = {"t2i": tiny_folder, "t2v": wan_folder, "i2v": wan_i2v_folder}
+    return {task: settings_of(task, folder) for task, folder in folders.items()}
+
+
+@pytest.fixture
+def make(trees, tmp_path):
+    """A trainer of a task in a new folder. Sections of the config are keywords."""
+    from bpgo.config import build_config
+    from bpgo.trainer import Trainer
+    from tests.small_trainers import merged, prompts_of, redness
+
+    def make(task="t2i", reward=redness, prompts=None, metrics=None, output=None, **changes):
+        folder = output or tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
+        config = build_config(merged(trees[task], changes))
+        prompts = prompts_of(task) if prompts is None else prompts
+        return Trainer(
+            config, folder, reward=reward, prompts=prompts, metrics=metrics, progress=False
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def resume_presets(trees, clip_folder, video_reward_folder, tmp_path_factory):
+    """A preset file of each task whose runs have every kind of state, with the reward `test`.
+
+    For image-to-video only one step is trained at a time, and so mostly one expert alone.
+    """
+    import yaml
+
+    from tests.small_trainers import merged, write_prompts
+
+    folder, presets = tmp_path_factory.mktemp("presets"), {}
+    of_task = {
+        "t2v": {"prior": {"name": "running_mean"}},
+        "i2v": {"prior": {"name": "first_frame"}, "sampling": {"window": 1}},
+    }
+    for task, tree in trees.items():
+        prompts = write_prompts(folder / f"{task}{'.jsonl' if task == 'i2v' else '.txt'}", task)
+        reward = clip_folder if task == "t2i" else video_reward_folder
+        changes = {
+            "prompts": str(prompts),
+            "reward": {"name": "test", "path": str(reward)},
+            "iterations": 4,
+            "checkpoint_every": 2,
+            "evaluation": {"every": 2},
+            "optimiser": {"ema_decay": 0.5},
+        }
+        presets[task] = folder / f"{task}.yaml"
+        tree = merged(merged(tree, changes), of_task.get(task, {}))
+        presets[task].write_text(yaml.safe_dump(tree))
+    return presets
+
+
+@pytest.fixture(scope="session")
+def train(resume_presets, tmp_path_factory):
+    """Train a preset in a separate process. Returns its exit code and output."""
+    from tests import small_runs
+
+    log = tmp_path_factory.mktemp("logs") / "log"
+
+    def train(output, *disturbances, task="t2i", overrides=()):
+        command = ["train", resume_presets[task], "--output", output, *overrides]
+        return small_runs.run(command, log, *disturbances)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def undisturbed(train, tmp_path_factory):
+    """The folder of a finished text-to-image run. Copy it before you change it."""
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    code, output = train(folder)
+    assert code == 0, output
+    return folder
+
+
+@pytest.fixture
+def bpgo_train(resume_presets, monkeypatch, capsys):
+    """`bpgo train` in this process. Returns its exit code and message."""
+    from bpgo.__main__ import main
+    from bpgo.registry import TABLES
+    from tests import small_runs
+
+    monkeypatch.setitem(TABLES["reward"], "test", None)  # removed after the test
+
+    def bpgo_train(output, *overrides, task="t2i", reward=(None, None)):
+        small_runs.register_reward(*reward)
+        capsys.readouterr()
+        code = main(["train", str(resume_presets[task]), *overrides, "--output", str(output)])
+        message = capsys.readouterr().err.rpartition("bpgo train: ")[2]
+        assert "Traceback" not in message
+        return code, message
+
+    return bpgo_train

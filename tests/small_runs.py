@@ -1,6 +1,8 @@
-"""Training runs in processes of their own, for the tests that kill them, fill their disk or take their rights away.
+"""Training runs in separate processes, for tests that kill a run, fill its disk or take away its
+rights.
 
-A fork server imports torch and diffusers once, so a run costs what it trains. Every run is `python -m bpgo`'s own `main`, on one thread.
+A fork server imports torch and diffusers once, so each run costs only its training. Every run calls
+the `main` of `bpgo`, on one thread.
 """
 
 import importlib
@@ -15,6 +17,11 @@ import time
 from functools import partial
 from pathlib import Path
 
+import torch
+
+from bpgo import checkpoint
+from bpgo.registry import TABLES
+
 HEAVY = [
     "torch",
     "accelerate",
@@ -28,135 +35,143 @@ HEAVY = [
     "transformers.models.t5.modeling_t5",
     "transformers.models.umt5.modeling_umt5",
     "bpgo.trainer",
+    "bpgo.generators.flux",
+    "bpgo.generators.wan",
+    "bpgo.rewards.clip",
+    "bpgo.rewards.video_clip_xl",
+    "tests.small_runs",
 ]
 LIMIT = 180  # seconds
 
 
 def run(arguments, log, *disturbances):
-    """`python -m bpgo ARGUMENTS` in a process of its own, disturbed. Returns its exit code (minus the signal) and what it wrote."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(HEAVY)
-    process = server.Process(target=_main, args=(list(map(str, arguments)), str(log), disturbances))
-    process.start()
+    """`bpgo ARGUMENTS` in a separate process, after these disturbances.
+
+    Returns its exit code (minus the signal that ended it) and what it printed.
+    """
+    process = _start(arguments, log, disturbances)
     process.join()
     return process.exitcode, Path(log).read_text()
 
 
-def together(count, arguments, log, *disturbances):
-    """`python -m bpgo ARGUMENTS` in `count` processes that train together. Returns the exit code and the words of each.
+def run_together(count, arguments, log, *disturbances):
+    """`bpgo ARGUMENTS` in `count` processes that train together.
 
-    If any fails, the words of all are printed: what one process says is often only that another has gone. What has not ended after LIMIT
-    seconds is killed.
+    Returns the exit code and the output of each. If any fails, the output of all is printed,
+    because one process often says only that another has gone. Processes that have not ended after
+    LIMIT seconds are killed.
     """
     from torch.distributed import TCPStore
 
-    store = TCPStore(
-        "127.0.0.1", 0, is_master=True, wait_for_workers=False
-    )  # where they meet, at a port that is held from the start
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(HEAVY)
+    # The processes meet at this store, whose port is taken from the start.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     logs = [Path(f"{log}-{rank}") for rank in range(count)]
-    ranks = [partial(rank_of, rank, count, store.port) for rank in range(count)]
-    processes = [
-        server.Process(
-            target=_main, args=(list(map(str, arguments)), str(file), (rank, *disturbances))
-        )
-        for rank, file in zip(ranks, logs, strict=True)
-    ]
+    processes = []
+    for rank, file in enumerate(logs):
+        launched = partial(launch, rank, count, store.port)
+        processes.append(_start(arguments, file, (launched, *disturbances)))
+    deadline = time.monotonic() + LIMIT
     for process in processes:
-        process.start()
-    ends = time.monotonic() + LIMIT
-    for process in processes:
-        process.join(max(0.0, ends - time.monotonic()))
+        process.join(max(0.0, deadline - time.monotonic()))
     late = [process for process in processes if process.is_alive()]
     for process in late:
         process.kill()
         process.join()
-    found = [
-        (process.exitcode, file.read_text()) for process, file in zip(processes, logs, strict=True)
-    ]
-    if any(code for code, _ in found):
-        print(
-            "".join(
-                f"--- process {rank} ended with {code} and said:\n{said}\n"
-                for rank, (code, said) in enumerate(found)
-            )
-        )
+    codes, outputs = [p.exitcode for p in processes], [file.read_text() for file in logs]
+    if any(codes):
+        for rank, (code, output) in enumerate(zip(codes, outputs, strict=True)):
+            print(f"--- process {rank} ended with {code} and printed:\n{output}")
     assert not late, f"{len(late)} of {count} processes did not end in {LIMIT} seconds"
-    return found
+    return list(zip(codes, outputs, strict=True))
 
 
-def rank_of(rank, count, port):
-    """What `accelerate launch` sets for process number `rank` of `count`, on CPUs. They meet at the launcher's store, as torchrun's do."""
-    if count > 1:
-        names = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": count,
-            "LOCAL_WORLD_SIZE": count,
-            "MASTER_PORT": port,
-        }
-        os.environ |= {name: str(value) for name, value in names.items()}
-        os.environ |= {
-            "MASTER_ADDR": "127.0.0.1",
-            "ACCELERATE_USE_CPU": "true",
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-        }
-        os.environ |= {
-            "GLOO_SOCKET_IFNAME": "lo"
-        }  # not the network of a container, whose name may lead anywhere
+def _start(arguments, log, disturbances):
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(HEAVY)
+    given = (list(map(str, arguments)), str(log), disturbances)
+    process = server.Process(target=_main, args=given)
+    process.start()
+    return process
 
 
 def _main(arguments, log, disturbances):
     out = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    import torch
-
     from bpgo.__main__ import main
 
-    for name in ("bpgo.trainer", "encodings.utf_8_sig"):  # while it may still read everything
+    # A disturbed process may no longer be allowed to read these.
+    for name in ("bpgo.trainer", "encodings.utf_8_sig"):
         importlib.import_module(name)
     torch.set_num_threads(1)
-    reward()
+    register_reward()
     for disturb in disturbances:
         disturb()
     sys.exit(main(arguments))
 
 
-# --------------------------------------------------------------------------------------------------------- disturbances
+def launch(rank, count, port):
+    """Set what `accelerate launch` sets for process `rank` of `count` on CPUs."""
+    if count == 1:
+        return
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "ACCELERATE_USE_CPU": "true",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "GLOO_SOCKET_IFNAME": "lo",  # a container's own network may not resolve its name
+    }
+    os.environ |= {name: str(value) for name, value in names.items()}
 
 
-def reward(act=None, call=None):
-    """Make `reward.name=test` a CLIP reward with a little noise of torch's own generator, so that its state counts too.
+# ------------------------------------------------------------------------------ the test reward
 
-    For a folder of VideoCLIP it is a reward of videos. At its call number `call`, evaluations counted, it does `act(values)`; call 0 is
-    the trial before the run.
+_disturbance = (None, None)  # (act, call) of the next test reward that is loaded
+
+
+def register_reward(act=None, call=None):
+    """Let `reward.name=test` stand for `load_test_reward`.
+
+    At its call number `call` the reward returns `act(values)`. Calls are counted from the trial
+    before training, which is number 0, and include those of evaluations.
     """
-    import torch
+    global _disturbance
+    _disturbance = (act, call)
+    TABLES["reward"]["test"] = "tests.small_runs:load_test_reward"
 
-    from bpgo.rewards import REWARDS, clip, video_clip_xl
 
-    def load(path):
-        videos = "frames" in json.loads((Path(path) / "config.json").read_text())
-        model, score = (video_clip_xl if videos else clip).load(path)
-        calls = itertools.count()
+def load_test_reward(path):
+    """A CLIP or VideoCLIP reward with a little noise from torch's generator.
 
-        def noisy(pixels, prompts):
-            values = score(pixels, prompts) + 1e-3 * torch.rand(len(prompts))
-            return act(values) if next(calls) == call else values
+    The state of the generator therefore matters to the run.
+    """
+    from bpgo.rewards import clip, video_clip_xl
 
-        return model, noisy
+    videos = "frames" in json.loads((Path(path) / "config.json").read_text())
+    model, score = (video_clip_xl if videos else clip).load(path)
+    act, call = _disturbance
+    calls = itertools.count()
 
-    REWARDS["test"] = (load, {}, None)
+    def noisy(pixels, prompts):
+        values = score(pixels, prompts) + 1e-3 * torch.rand(len(prompts))
+        return act(values) if next(calls) == call else values
+
+    return model, noisy
+
+
+# -------------------------------------------------------------------------------- disturbances
 
 
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def before(name, part):
-    """Kill the process just before os.fsync or Path.rename is called on what has `part` in its path."""
+def kill_before(name, part):
+    """Kill the process just before os.fsync or Path.rename is called on a path that has `part`."""
     owner = {"fsync": os, "rename": Path}[name]
     original = getattr(owner, name)
 
@@ -169,10 +184,8 @@ def before(name, part):
     setattr(owner, name, call)
 
 
-def half_written(part):
+def kill_while_writing(part):
     """Kill the process when half of the tensors of the checkpoint `part` are on disk."""
-    from bpgo import checkpoint
-
     original = checkpoint.save_file
 
     def save_file(tensors, file):
@@ -184,19 +197,19 @@ def half_written(part):
     checkpoint.save_file = save_file
 
 
-def half_saved():
-    """Kill the process when one part of the final pipeline is about to be saved."""
+def kill_in_export():
+    """Kill the process when it is about to save the autoencoder of the final pipeline."""
     from diffusers import AutoencoderKL, AutoencoderKLWan
 
     AutoencoderKL.save_pretrained = AutoencoderKLWan.save_pretrained = kill
 
 
-def largest_file(size):
-    """A disk that takes no file above `size` bytes."""
+def limit_file_size(size):
+    """Let the disk refuse every file larger than `size` bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def nobody():
-    """A user without rights."""
+def drop_rights():
+    """Become a user without rights."""
     os.setgid(65534)
     os.setuid(65534)
