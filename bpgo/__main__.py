@@ -83,16 +83,17 @@ def _takes_preset(command: argparse.ArgumentParser, default: str | None = None) 
 
 
 def _train(options) -> int:
+    config = read_config(options.preset, options.overrides)  # a mistake is told before torch loads
     from bpgo.trainer import Trainer
 
-    Trainer(read_config(options.preset, options.overrides), options.output).train()
+    Trainer(config, options.output).train()
     return 0
 
 
 def _preflight(options) -> int:
+    config = read_config(options.preset, options.overrides)
     from bpgo.preflight import run
 
-    config = read_config(options.preset, options.overrides)
     return run(config, options.download, options.launch, options.gigabytes, options.teraflops)
 
 
@@ -104,9 +105,10 @@ def _pretrain(options) -> int:
 
 
 def _bench(options) -> int:
+    config = read_config(options.preset, options.overrides)
     from bpgo.bench import bench
 
-    print(bench(read_config(options.preset, options.overrides), options.rounds))
+    print(bench(config, options.rounds))
     return 0
 
 
