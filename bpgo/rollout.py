@@ -1,7 +1,7 @@
 """Groups of samples under a policy: N prompts with G samples each, in micro-batches.
 
-Only what the update needs is kept of each trajectory: the states before and after every trained
-step, and the log-probability of that step.
+Of each trajectory, the update needs the states before and after every trained step and the
+log-probability of that step; rewards need its end.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from bpgo.sde import Schedule, Step, noise_levels, sde_step, sigma_grid
 class Steps(NamedTuple):
     """The denoising steps of one iteration.
 
-    sigmas: the levels from 1 to 0, one more than there are steps. noise: noise_std of each step.
-    schedule: how a step is made. trained: indices of the steps that the update trains, in order.
+    sigmas: the levels from 1 to 0, one more than there are steps. noise_std: of each step, as
+    `sde_step` takes it. schedule: computes a step. trained: indices of the steps that the update
+    trains, in order.
     """
 
     sigmas: list[float]
-    noise: list[float]
+    noise_std: list[float]
     schedule: Schedule
     trained: tuple[int, ...]
 
     def take(self, i: int, x: Tensor, velocity: Tensor, **given) -> Step:
-        """Step i from x: drawn with `noise`, or evaluated at `x_next`, as in `sde_step`."""
+        """Compute step i from x. given: `noise` to draw with, or `x_next` to evaluate."""
         levels = self.sigmas[i], self.sigmas[i + 1]
-        return self.schedule.step(x, velocity, *levels, self.noise[i], **given)
+        return self.schedule.step(x, velocity, *levels, self.noise_std[i], **given)
 
 
 class Batch(NamedTuple):
     """What one process samples in one iteration: N prompts with G samples each, B = N G rows.
 
-    Row i * G + j is sample j of prompt i. cond: what the policy made of the prompts, one row per
-    prompt. seeds: B seeds of the noise. start_seeds: B seeds of the initial noise, equal within a
-    group if the group shares it; None if `seeds` determine the initial noise too.
+    Row i * G + j is sample j of prompt i. cond: the encoded prompts, one row per prompt. seeds: B
+    seeds of the noise. start_seeds: B seeds of the initial noise, equal within a group if the group
+    shares it; None if `seeds` determine the initial noise too.
     """
 
     prompts: list[str]
@@ -90,9 +91,9 @@ def draw_batch(
 ) -> Batch:
     """Draw the prompts, steps and seeds of one process in one iteration.
 
-    All of them depend on (config.seed, iteration, group, sample) only, so that several processes
-    together sample what a single one would. prompts: all training prompts. conditions: encodes
-    prompts.
+    Every iteration draws its prompts anew, without replacement within the iteration. Everything
+    depends on (config.seed, iteration, group, sample) only, so that several processes together
+    sample what a single one would. prompts: all training prompts. conditions: encodes prompts.
     """
     rng = random.Random(seed_of(config.seed, "iteration", iteration))
     drawn = rng.sample(prompts, config.groups)
@@ -113,33 +114,33 @@ def draw_steps(sampling: SamplingConfig, rng: random.Random) -> Steps:
     Without a window, every step but the last carries noise, and a random fraction
     (`trained_share`, at least one step) is trained. With a window, that many consecutive steps at a
     random position carry noise and are trained, and all others are ODE steps (MixGRPO,
-    arXiv 2507.21802). `window_range` = (first, last) keeps the window within steps
-    first, ..., last - 1, as in Flow-GRPO-Fast. Raises ValueError if the window does not fit.
+    arXiv 2507.21802). `window_range` = (first, stop) keeps the window within steps
+    first, ..., stop - 1, as in Flow-GRPO-Fast. Raises ValueError if the window does not fit.
     """
     sigmas = sigma_grid(sampling.steps, sampling.shift)
     schedule = find("schedule", sampling.schedule)
-    noisy = sampling.steps - 1
+    noisy_steps = sampling.steps - 1
     if sampling.window is None:
-        carrying = range(noisy)
-        count = max(1, round(sampling.trained_share * noisy))
-        trained = sorted(rng.sample(range(noisy), count))
+        carrying = range(noisy_steps)
+        count = max(1, round(sampling.trained_share * noisy_steps))
+        trained = sorted(rng.sample(range(noisy_steps), count))
     else:
-        start = _draw_window(sampling, noisy, rng)
+        start = _draw_window(sampling, noisy_steps, rng)
         carrying = trained = range(start, start + sampling.window)
     noise = noise_levels(schedule, sigmas, sampling.noise_level, carrying)
     return Steps(sigmas.tolist(), noise, schedule, tuple(trained))
 
 
-def _draw_window(sampling: SamplingConfig, noisy: int, rng: random.Random) -> int:
+def _draw_window(sampling: SamplingConfig, noisy_steps: int, rng: random.Random) -> int:
     """The first step of the window."""
-    first, last = sampling.window_range or (0, noisy)
-    if not first + sampling.window <= last <= noisy:
-        within = f" within steps {first} to {last - 1}" if sampling.window_range else ""
+    first, stop = sampling.window_range or (0, noisy_steps)
+    if not first + sampling.window <= stop <= noisy_steps:
+        within = f" within steps {first} to {stop - 1}" if sampling.window_range else ""
         raise ValueError(
             f"sampling.window={sampling.window} does not fit{within}: of {sampling.steps} steps, "
-            f"the first {noisy} can carry noise"
+            f"the first {noisy_steps} can carry noise"
         )
-    return rng.randint(first, last - sampling.window)
+    return rng.randint(first, stop - sampling.window)
 
 
 @torch.no_grad()
@@ -152,7 +153,8 @@ def sample_groups(
     """Sample the trajectories of a batch, and yield each micro-batch as soon as it is complete.
 
     micro_batch: rows of one part (None: all). keep_on: device on which the states of trained steps
-    are kept (None: the policy's). Raises ValueError if the number of seeds is not N G.
+    are kept (None: the policy's). No gradients are computed while sampling; between two parts the
+    caller's own mode holds. Raises ValueError if the number of seeds is not N G.
     """
     _check_seeds(batch)
     steps = batch.steps
@@ -168,13 +170,14 @@ def sample_groups(
                 after.append(step.x_next)
                 log_prob.append(step.log_prob)
             x = step.x_next
-        kept = (torch.stack(states).to(keep_on or policy.device) for states in (before, after))
-        yield Part(rows, x, *kept, torch.stack(log_prob))
+        device = keep_on or policy.device
+        states = torch.stack(before).to(device), torch.stack(after).to(device)
+        yield Part(rows, x, *states, torch.stack(log_prob))
 
 
 def _draw_noise(policy, batch: Batch, rows: slice) -> tuple[Tensor, dict[int, Tensor]]:
     """The initial noise of these rows, and the noise of each step that carries any."""
-    shape, noisy = policy.latent_shape(), [i for i, s in enumerate(batch.steps.noise) if s > 0]
+    shape, noisy = policy.latent_shape(), [i for i, s in enumerate(batch.steps.noise_std) if s > 0]
     initial, *fresh = row_noise(batch.seeds[rows], shape, 1 + len(noisy), policy.device)
     if batch.start_seeds is not None:
         initial = row_noise(batch.start_seeds[rows], shape, 1, policy.device)[0]
@@ -196,7 +199,7 @@ def _check_seeds(batch: Batch) -> None:
 def integrate(
     policy, x: Tensor, cond: dict[str, Tensor], sigmas: Tensor, micro_batch: int | None = None
 ) -> Tensor:
-    """Latents of the ODE from initial noise x (B, ...), by Euler steps over the sigma grid.
+    """Integrate the ODE from initial noise x (B, ...) to latents, by Euler steps over the grid.
 
     cond: one row per sample.
     """
@@ -227,9 +230,9 @@ def select(cond: dict[str, Tensor], rows: slice, group_size: int = 1) -> dict[st
 
 
 def seed_of(*parts: object) -> int:
-    """A seed hashed from the parts, equal on every machine.
+    """A seed hashed from the parts, equal on every machine: 63 bits, which torch accepts.
 
-    torch's CPU generator uses its low 32 bits.
+    torch's CPU generator uses only the low 32 bits of a seed.
     """
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 

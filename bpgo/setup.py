@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,10 +21,10 @@ from bpgo.files import write_atomic
 from bpgo.generators import load_generator
 from bpgo.objective import Advantages, check_advantages
 from bpgo.priors import Prior
-from bpgo.prompts import images_of
+from bpgo.prompts import images_of, read_prompts
 from bpgo.reference import cache_file, weights_fingerprint
 from bpgo.registry import arguments, find, name_of
-from bpgo.rewards import Reward, is_out_of_memory, load_rewards
+from bpgo.rewards import Reward, load_rewards
 from bpgo.rollout import row_noise
 
 POLICY_SETTINGS = (
@@ -227,6 +226,21 @@ def make_metrics(
 # ----------------------------------------------------------------------------------------- checks
 
 
+def load_prompts(config: Config, prompts: list[str] | None = None) -> tuple[list[str], list[str]]:
+    """The training prompts, or those given in their place, and the evaluation prompts.
+
+    Raises ValueError if there are fewer than `groups`, and as `read_prompts`.
+    """
+    prompts = read_prompts(config.prompts) if prompts is None else list(prompts)
+    if len(prompts) < config.groups:
+        raise ValueError(
+            f"groups={config.groups} prompts per iteration, but there are only "
+            f"{len(prompts)} prompts"
+        )
+    path = config.evaluation.prompts
+    return prompts, read_prompts(path) if path else prompts
+
+
 def check_prompts(policy, prompts: list[str], name: str) -> None:
     """Raise ValueError, starting with `name`, for prompts or images that the policy refuses."""
     try:
@@ -255,34 +269,3 @@ def try_metrics(policy, prompt: str, metrics: dict[str, Metric]) -> None:
                 raise ValueError(
                     f"metric {part!r} returned {found} for one sample; it must be a tensor (1,)"
                 )
-
-
-@contextmanager
-def memory_explained(config: Config):
-    """Raise MemoryError that says which settings to change if memory runs out in this context."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        first_line = str(error).splitlines()[0]
-        raise MemoryError(
-            f"out of memory: try {', '.join(_remedies(config))} "
-            f"(first line of the error: {first_line})"
-        ) from error
-
-
-def _remedies(config: Config) -> list[str]:
-    """Settings that would lower the memory of this config."""
-    g, remedies = config.generator, []
-    per_update = config.groups * config.group_size // config.optimiser.updates
-    rows = config.sampling.micro_batch or per_update
-    if rows > 1:
-        remedies.append(f"sampling.micro_batch below {rows}")
-    for name in ("gradient_checkpointing", "vae_tiling", "offload"):
-        if not getattr(g, name):
-            remedies.append(f"generator.{name}=true")
-    if not g.lora_rank:
-        remedies.append("generator.lora_rank=32")
-    remedies.append(f"a smaller generator.height, width{' or frames' if g.frames else ''}")
-    return remedies

@@ -1,16 +1,19 @@
 """The training loop.
 
-    prompts -> encode -> rollout -> decode -> reward -> prior -> objective -> update
+    prompts -> encode -> [rollout -> decode -> reward] -> prior -> objective -> update
 
-`Trainer.step` is this line. All randomness is a function of (seed, iteration, prompt, sample), so
-the iteration number is the state of the sampler. Together with the weights, the optimiser, the
-averaged weights, the prior and torch's generator it makes up a checkpoint, and a resumed run equals
-an uninterrupted one bit for bit. The module is longer than others because all of a run is here: its
-parts, its loop, its state and its logs.
+`Trainer.step` runs these stages in this order, those in brackets for one micro-batch after the
+other. The randomness of sampling depends only on (seed, iteration, group, sample), so the sampler
+has no state but the iteration number. Rewards may draw from torch's global generator as well. A
+checkpoint holds the iteration, weights, optimiser, averaged weights, prior and generator, and a
+resumed run equals an uninterrupted one bit for bit.
+
+The module is over 300 lines because a run's parts, loop, state and logs belong to one object.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -35,13 +38,13 @@ from bpgo.evaluation import Metric, Scores, divide_prompts, evaluate
 from bpgo.export import export
 from bpgo.files import read_log, write_atomic
 from bpgo.logs import append_row, drop_rows_after, evaluation_row
+from bpgo.memory import memory_explained
 from bpgo.objective import Advantages, sharpness
 from bpgo.priors import Prior
-from bpgo.prompts import key_of, read_prompts
+from bpgo.prompts import key_of
 from bpgo.registry import name_of
-from bpgo.rewards import Reward, RewardError, checked, collect, load_rewards, submit, total
+from bpgo.rewards import Reward, checked, collect, load_rewards, submit, total
 from bpgo.rollout import Batch, Rollout, draw_batch, draw_steps, sample_groups
-from bpgo.setup import memory_explained
 from bpgo.timing import Clock
 from bpgo.update import update_policy
 
@@ -53,11 +56,12 @@ class Trainer:
     warnings.jsonl, checkpoint-*/ and, at the end, final/, which plain diffusers can load.
 
     policy, reward, objective, prior, prompts: objects to use in place of those that the config
-    names. The config of the run then has the names of their classes or functions. metrics: further
+    names. The names of their classes or functions are recorded in config.json. metrics: further
     metrics for evaluation, each `(pixels, prompts) -> (B,)` or a dict of several.
 
-    Everything is tried before anything is written. Raises ValueError (and its subclasses
-    ConfigError, CheckpointError, RewardError), OSError or MemoryError with the setting to change.
+    Settings, prompts, rewards and metrics are checked before training starts. Raises ValueError
+    (ConfigError, CheckpointError, RewardError), TypeError, OSError or MemoryError; the message
+    names the setting to change.
     """
 
     def __init__(
@@ -76,15 +80,7 @@ class Trainer:
         self.config = config = setup.with_names(config, objective, prior, reward)
         self.output, self.progress = Path(output), progress
         self.iteration, self.saved_iteration, self.optimiser_steps = 0, None, 0
-        self.prompts = read_prompts(config.prompts) if prompts is None else list(prompts)
-        self.evaluation_prompts = self.prompts
-        if config.evaluation.prompts:
-            self.evaluation_prompts = read_prompts(config.evaluation.prompts)
-        if len(self.prompts) < config.groups:
-            raise ValueError(
-                f"groups={config.groups} prompts per iteration, but there are only "
-                f"{len(self.prompts)} prompts"
-            )
+        self.prompts, self.evaluation_prompts = setup.load_prompts(config, prompts)
         draw_steps(config.sampling, random.Random())  # refuses steps that do not fit
         setup.open_output(self.output, config)
         tracker = None if config.tracker == "none" else config.tracker
@@ -104,10 +100,12 @@ class Trainer:
             self.accelerator.init_trackers("bpgo")
 
     def _load(self, policy, reward, objective, prior, metrics: dict[str, Metric]) -> None:
-        """Load or accept everything that the run works with, and try it."""
+        """Load the components that were not passed in, and check all of them."""
         config, device = self.config, str(self.accelerator.device)
         self.objective = setup.make_objective(config, objective)
-        self.policy = policy or setup.load_policy(config, self.accelerator)
+        self.policy = policy
+        if policy is None:
+            self.policy = setup.load_policy(config, self.accelerator)
         setup.check_prompts(self.policy, self.prompts, "prompts")
         setup.check_prompts(self.policy, self.evaluation_prompts, "evaluation.prompts")
         if reward is None:
@@ -120,23 +118,27 @@ class Trainer:
         self._prepare_training()
         prompts = [*self.prompts, *self.evaluation_prompts]
         self.conditions = setup.make_conditions(config, self.policy, prompts, self.accelerator)
-        with torch.random.fork_rng([]):  # a prior found in the cache draws no random numbers
-            self.prior = prior or setup.make_prior(
-                config, self.policy, self.reward, self.prompts, self.conditions
-            )
+        self.prior = prior
+        if prior is None:
+            # Making a prior may draw random numbers, and loading one from the cache does not. Both
+            # must leave the generator in the same state.
+            with torch.random.fork_rng(devices=[]):
+                self.prior = setup.make_prior(
+                    config, self.policy, self.reward, self.prompts, self.conditions
+                )
 
     def _prepare_training(self) -> None:
         """Distribute the modules, and make the optimiser and the average of their weights."""
-        plain = dict(self.policy.modules)
+        modules = dict(self.policy.modules)  # `distribute` may wrap them, which changes names
         offload = self.config.generator.offload
-        self.policy.modules = distribute(self.accelerator, plain, keep_device=offload)
+        self.policy.modules = distribute(self.accelerator, modules, keep_device=offload)
         self.parameters = {
             f"{part}.{name}": p
-            for part, module in plain.items()
+            for part, module in modules.items()
             for name, p in module.named_parameters()
             if p.requires_grad
         }
-        self.optimiser = setup.make_optimiser(self.config, plain)
+        self.optimiser = setup.make_optimiser(self.config, modules)
         self.optimiser.register_step_post_hook(self._count_step)
         torch.manual_seed(self.config.seed)  # for rewards and metrics that draw random numbers
         self.average = {}
@@ -148,7 +150,7 @@ class Trainer:
     def train(self) -> None:
         """Train up to config.iterations, with evaluations and checkpoints, and export the model."""
         if self.complete:
-            # The first process to leave would disconnect those that are still checking.
+            # A process that leaves ends the connection for those that have not come this far.
             self.accelerator.wait_for_everyone()
             return
         final = self.output / "final"
@@ -157,9 +159,9 @@ class Trainer:
         show = self.progress and self.accelerator.is_main_process
         with tqdm(total=self.config.iterations, initial=self.iteration, disable=not show) as bar:
             while self.iteration < self.config.iterations:
-                if self.iteration % every == 0:
-                    self._log_evaluation()
                 with self._saved_on_error():
+                    if self.iteration % every == 0:
+                        self._log_evaluation()
                     metrics = self.step()
                 bar.update()
                 bar.set_postfix(reward=f"{metrics['reward']:.4f}")
@@ -188,7 +190,8 @@ class Trainer:
                     parts.append(part)
             with clock("score"):
                 scores = collect(answers)
-            advantages, metrics = self.weigh(batch, scores)
+            with clock("advantages"):
+                advantages, metrics = self.compute_advantages(batch, scores)
             with clock("update"):
                 metrics |= self.update(Rollout(batch, parts), advantages)
         self.iteration += 1
@@ -202,17 +205,21 @@ class Trainer:
             self.config, self.prompts, self.iteration, self.conditions, processes, rank
         )
 
-    def weigh(self, batch: Batch, scores: dict[str, Tensor]) -> tuple[Advantages, dict[str, float]]:
-        """The advantages (N, G) of a batch from its scores (B,) by reward, and what to log.
+    def compute_advantages(
+        self, batch: Batch, scores: dict[str, Tensor]
+    ) -> tuple[Advantages, dict[str, float]]:
+        """The prior and the objective: advantages (N, G) of a batch, and what to log.
 
-        The objective sees the groups of all processes. The prior is asked and updated here.
+        scores: (B,) by reward, already scaled; their sum is the reward. The objective sees the
+        groups of all processes. The prior is asked for the prompts of this process, and then
+        updated with the rewards of all.
         """
         gather, o = self.accelerator.gather, self.config.objective
-        own = sum(scores.values()).view(-1, batch.group_size)
-        rewards = gather(own)
+        own_rewards = sum(scores.values()).view(-1, batch.group_size)
+        rewards = gather(own_rewards)
         prior = self.prior([key_of(prompt) for prompt in batch.prompts], rewards)
-        if isinstance(prior, Tensor):
-            prior = gather(prior.to(own))
+        if isinstance(prior, Tensor):  # one value for each prompt of this process
+            prior = gather(prior.to(own_rewards))
         k = sharpness(rewards, o.k, o.kappa, implied=self.prior.sharpness(rewards))
         self.prior.update(rewards)
         advantages = self.objective(rewards, prior, k)
@@ -222,9 +229,9 @@ class Trainer:
         if len(scores) > 1:
             for name, values in scores.items():
                 metrics[f"reward/{name}"] = gather(values).mean().item()
-        first = self.accelerator.process_index * len(own)
-        rows = slice(first, first + len(own))
-        return Advantages(*(None if a is None else a[rows] for a in advantages)), metrics
+        first = self.accelerator.process_index * len(own_rewards)
+        own = slice(first, first + len(own_rewards))
+        return Advantages(*(None if a is None else a[own] for a in advantages)), metrics
 
     def update(self, rollout: Rollout, advantages: Advantages) -> dict[str, float]:
         """Train the policy, then update its averaged weights. Returns what to log."""
@@ -243,10 +250,9 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Save the complete state, and delete all but the newest checkpoints."""
-        # Not what is on disk, which the processes would see at different moments.
+        # The disk is not asked, because processes may see it at different times.
         if self.saved_iteration == self.iteration:
             return
-        self.saved_iteration = self.iteration
         with memory_explained(self.config):
             tensors = checkpoint.pack(self.parameters, self.average, self.optimiser)
         if self.accelerator.is_main_process:
@@ -254,6 +260,7 @@ class Trainer:
             state = {"iteration": self.iteration, "prior": self.prior.state()}
             checkpoint.save_state(folder, tensors, state)
             checkpoint.delete_old(self.output)
+        self.saved_iteration = self.iteration
 
     def _resume(self) -> None:
         """Restore the newest checkpoint, if there is one, and remove what was logged after it."""
@@ -268,13 +275,13 @@ class Trainer:
 
     @contextmanager
     def _saved_on_error(self):
-        """Save the state from before an iteration that fails before its first optimiser step."""
-        random_state, prior_state = torch.get_rng_state(), self.prior.state()
+        """If an iteration fails before its first optimiser step, save the state at its start."""
+        random_state, prior_state = torch.get_rng_state(), copy.deepcopy(self.prior.state())
         steps_made = self.optimiser_steps
         try:
             yield
-        except (RewardError, OSError, ValueError, MemoryError):
-            # Saving shards takes all processes, and the others may not have failed.
+        except (ValueError, OSError, MemoryError, FloatingPointError):
+            # Saving shards takes all processes, and would wait for those that have not failed.
             if self.optimiser_steps == steps_made and not sharded(self.accelerator):
                 torch.set_rng_state(random_state)
                 self.prior.restore(prior_state)
@@ -298,9 +305,10 @@ class Trainer:
     # ----------------------------------------------------------------------- evaluation and logs
 
     def evaluate(self, keep: bool = True) -> Scores:
-        """Scores of the evaluation prompts under the averaged weights and, if kept, the samples.
+        """Scores of the evaluation prompts under the averaged weights.
 
-        Several processes share the prompts, and keep no samples.
+        keep: also return the samples. With several processes the prompts are divided, and samples
+        are never kept.
         """
         e, processes = self.config.evaluation, self.accelerator.num_processes
         own = divide_prompts(self.evaluation_prompts, processes)[self.accelerator.process_index]
@@ -331,7 +339,7 @@ class Trainer:
         self.accelerator.log(metrics, step=self.iteration)
 
     def _warn(self) -> None:
-        """Warn of what the guards see in the logs, once per guard and run."""
+        """Issue the warning of each guard, at most once per run."""
         if not (self.config.guards and self.accelerator.is_main_process):
             return
         for name, message in guards.look(self.output, self.config).items():

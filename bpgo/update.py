@@ -23,9 +23,10 @@ def update_policy(
     config: Config,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Train the policy on a rollout: `updates` optimiser steps, each on its share of the prompts.
+    """Train the policy on a rollout, with `updates` times `epochs` optimiser steps.
 
-    The micro-batches are those that were sampled, because only then is the first importance ratio
+    Each optimiser step uses its share of the prompts, and an epoch uses all of them. The
+    micro-batches are those that were sampled, because only then is the first importance ratio
     exactly 1. advantages: (N, G), of the prompts of the rollout.
 
     Returns the means over the optimiser steps of the loss, the clip fractions, the approximate KL
@@ -36,20 +37,23 @@ def update_policy(
     batch, clip_range = rollout.batch, config.objective.clip_range
     trained = range(len(batch.steps.trained))
     updates = _by_update(rollout.parts, config)
+    last_pass = _last_passes(policy, batch.steps)
     logged, norms, first_log_ratios = [], [], []
     for parts in updates:
         optimiser.zero_grad(set_to_none=True)  # an interrupted update may have left gradients
         rows = sum(_size(part) for part in parts)
         for part in parts:
             share = _size(part) / rows / len(trained)
-            main, auxiliary = _rows(advantages.main, part), _rows(advantages.auxiliary, part)
+            main = _flat_rows(advantages.main, part)
+            auxiliary = _flat_rows(advantages.auxiliary, part)
             cond = select(batch.cond, part.rows, batch.group_size)
             for n in trained:
-                _exchange_in_last_pass(policy, batch.steps, n, part is parts[-1])
+                for name, module in policy.modules.items():
+                    exchange_gradients(module, part is parts[-1] and n == last_pass.get(name))
                 log_ratio = log_ratio_of(policy, cond, batch.steps, part, n)
                 loss = share * surrogate_loss(log_ratio, main, auxiliary, clip_range)
                 accelerator.backward(loss)
-                if not norms:
+                if not norms:  # before the first optimiser step
                     first_log_ratios.append(log_ratio.detach().abs().max())
                 diagnostics = share * ratio_diagnostics(log_ratio, main, clip_range)
                 logged.append(torch.cat([loss.detach()[None], diagnostics]))
@@ -63,7 +67,7 @@ def update_policy(
 def log_ratio_of(policy, cond: dict[str, Tensor], steps: Steps, part: Part, n: int) -> Tensor:
     """(b,): log importance ratio of the n-th trained step under the current weights.
 
-    cond: one row per row of the part. Gradients reach the policy.
+    cond: one row per sample of the part. Gradients reach the policy.
     """
     i = steps.trained[n]
     before = part.x[n].to(policy.device, non_blocking=True)
@@ -84,20 +88,19 @@ def _size(part: Part) -> int:
     return part.rows.stop - part.rows.start
 
 
-def _rows(advantages: Tensor | None, part: Part) -> Tensor | None:
+def _flat_rows(advantages: Tensor | None, part: Part) -> Tensor | None:
     return None if advantages is None else advantages.flatten()[part.rows]
 
 
-def _exchange_in_last_pass(policy, steps: Steps, n: int, last_part: bool) -> None:
-    """Let processes exchange the gradients of each module in its last backward pass of the update.
+def _last_passes(policy, steps: Steps) -> dict[str, int]:
+    """For each module, the last trained step whose backward pass reaches it.
 
-    Of two experts, each predicts only some of the trained steps.
+    With two experts, a step uses only one of them, so their last passes differ.
     """
     last_pass = {}
-    for m, i in enumerate(steps.trained):
-        last_pass[_module_at(policy, steps.sigmas[i])] = m
-    for name, module in policy.modules.items():
-        exchange_gradients(module, last_part and n == last_pass.get(name))
+    for n, i in enumerate(steps.trained):
+        last_pass[_module_at(policy, steps.sigmas[i])] = n
+    return last_pass
 
 
 def _module_at(policy, sigma: float) -> str:
@@ -108,8 +111,8 @@ def _module_at(policy, sigma: float) -> str:
 def _optimiser_step(optimiser: torch.optim.Optimizer, max_norm: float) -> Tensor:
     """Clip the gradients, make the step and return the gradient norm before clipping.
 
-    Each group of parameters is one module, clipped for itself, so that the gradient of one expert
-    does not scale the other's. A module that made none of the steps has no gradients.
+    Each group of parameters is one module and is clipped separately, so that the gradient of one
+    expert does not scale the other's. A module that no trained step used has no gradients.
     """
     groups = [group["params"] for group in optimiser.param_groups]
     reached = [group for group in groups if any(p.grad is not None for p in group)]

@@ -39,10 +39,10 @@ class StudyTrainer(Trainer):
         if rule == "ceiling":
             self.rewards = self.rewards | {"truth": share_right}
 
-    def weigh(self, batch, scores):
+    def compute_advantages(self, batch, scores):
         scores = dict(scores)
         truth = scores.pop("truth", None)
-        advantages, metrics = super().weigh(batch, scores)
+        advantages, metrics = super().compute_advantages(batch, scores)
         if self.rule is None:
             return advantages, metrics
         rewards = sum(scores.values()).view(-1, batch.group_size)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bpgo.files import cached_snapshot, check_weights, from_hub, resolve
+from bpgo.memory import is_out_of_memory
 from bpgo.registry import TABLES, arguments, find
 
 Reward = Callable[[Tensor, list[str]], Tensor]
@@ -191,10 +192,3 @@ def checked(reward: Reward, name: str, pixels: Tensor, prompts: list[str]) -> Te
             f"({len(bad)} of {len(values)} values are not finite)"
         )
     return values
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out. On the CPU, torch raises a plain RuntimeError."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

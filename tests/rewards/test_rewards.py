@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bpgo.config import RewardConfig, read_config
+from bpgo.memory import memory_explained
 from bpgo.registry import TABLES
 from bpgo.rewards import (
     RewardError,
@@ -19,7 +20,6 @@ from bpgo.rewards import (
     submit,
     total,
 )
-from bpgo.setup import memory_explained
 from bpgo.worlds.shapes.captions import sample_wording
 from bpgo.worlds.shapes.scenes import sample_pixels, sample_scenes
 from tests.rewards.layouts import PROMPTS, noisy_images
