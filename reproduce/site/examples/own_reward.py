@@ -1,61 +1,68 @@
-"""A reward of your own: a function `reward(pixels, prompts) -> (B,)`, higher is better, passed as `Trainer(reward=...)`.
+"""A reward of your own: a function `reward(pixels, prompts) -> (B,)`, or a class with weights.
 
-pixels: (B, 3, H, W) pictures or (B, F, 3, H, W) videos, float32 in [0, 1], on the policy's device; row i was made for prompts[i]. The
-values must be finite, in any unit: the prior, 1 / k and 1 / lam are in the same one, and CRT takes their exponential, so scale them to a
-spread of 1 or less. Nothing is differentiated. Samples of one prompt that all get the same value teach nothing. A reward that raises, or
-returns another shape or a value that is not finite, stops the run with a RewardError that names it; mended, the run can go on.
+On the command line, in the folder of this file:
+
+    bpgo train t2i-tiny --output runs/x reward.name=own_reward:colour reward.path=null
+    bpgo train t2i-tiny --output runs/y reward.name=own_reward:Symmetry reward.options.axis=vertical
+
+In Python: `Trainer(config, output, reward=colour)`, as in `main` below. Either of the two can also
+be a metric, as there.
 """
 
 import tempfile
 
 import torch
 
-from bpgo.config import read_config
-from bpgo.files import read_log
-from bpgo.rewards import load_reward
-from bpgo.trainer import Trainer
+import bpgo
+from bpgo.files import read_log, resolve
 
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.7, 0.2), "blue": (0.2, 0.3, 0.9)}
-PROMPTS = ["a red circle", "a large blue square", "a green cross", "a shape"]
-SMALL = [
-    "groups=4",
-    "group_size=4",
-    "sampling.steps=4",
-    "evaluation={samples: 4, steps: 8}",
-    "optimiser.ema_decay=0",
-]
+SMALL = ["groups=4", "group_size=4", "sampling.steps=4"]
+SMALL += ["evaluation.samples=1", "evaluation.steps=2"]
 
 
 def colour(pixels, prompts):
-    """The share of a picture that has the colour its prompt names, in [0, 1]; 0 where it names none."""
-    shares = torch.zeros(len(prompts))
+    """The fraction of each image that has the colour its prompt names, in [0, 1]; else 0."""
+    fractions = torch.zeros(len(prompts))
     for i, prompt in enumerate(prompts):
         for name in COLOURS.keys() & prompt.split():
-            near = (
-                pixels[i] - torch.tensor(COLOURS[name], device=pixels.device)[:, None, None]
-            ).abs().amax(0) < 0.25
-            shares[i] = near.float().mean()
-    return shares
+            target = pixels.new_tensor(COLOURS[name])[:, None, None]
+            distance = (pixels[i] - target).abs().amax(0)
+            fractions[i] = (distance < 0.25).float().mean()
+    return fractions
 
 
-def main(output, iterations=2):
-    judge = load_reward("clip", "tiny-reward")
+class Symmetry(torch.nn.Module):
+    """How similar a CLIP model finds an image and its mirror image, in [-1, 1].
 
-    def reward(pixels, prompts):
-        """Yours and a shipped one, added: the weights say what a unit of each is worth."""
-        return judge(pixels, prompts) + 2 * colour(pixels, prompts).to(pixels.device)
+    path: folder or shipped name of the CLIP model. axis: "vertical" to compare left with right, or
+    "horizontal" to compare top with bottom.
+    """
 
-    config = read_config(
-        "t2i-tiny", [*SMALL, f"iterations={iterations}", "reward={name: clip + 2 colour}"]
-    )  # the name is for the records
-    trainer = Trainer(
-        config, output, reward=reward, prompts=PROMPTS, metrics={"colour": colour}, progress=False
-    )
+    def __init__(self, path, axis="vertical"):
+        from transformers import CLIPModel
+
+        super().__init__()
+        self.model = CLIPModel.from_pretrained(resolve(path), dtype=torch.float32)
+        self.model.eval().requires_grad_(False)
+        self.dimension = {"vertical": -1, "horizontal": -2}[axis]
+
+    def forward(self, pixels, prompts):
+        vision = self.model.vision_model
+        side = vision.config.image_size
+        small = torch.nn.functional.interpolate(pixels.to(self.model.device), (side, side))
+        features = vision(small).pooler_output
+        mirrored = vision(small.flip(self.dimension)).pooler_output
+        return torch.nn.functional.cosine_similarity(features, mirrored)
+
+
+def main(output, iterations=3):
+    config = bpgo.read_config("t2i-tiny", [*SMALL, f"iterations={iterations}"])
+    metrics = {"symmetry": Symmetry("tiny-reward")}
+    trainer = bpgo.Trainer(config, output, reward=colour, metrics=metrics, progress=False)
     trainer.train()
-    found = [row["colour"] for row in read_log(trainer.output / "evaluations.jsonl")]
-    print(
-        f"trained on {config.reward[0].name}; share of the named colour: {found[0]:.4f} before, {found[-1]:.4f} after"
-    )
+    for row in read_log(trainer.output / "evaluations.jsonl"):
+        print(f"fraction of the named colour {row['reward']:.4f}, symmetry {row['symmetry']:.4f}")
 
 
 if __name__ == "__main__":
