@@ -1,11 +1,15 @@
-"""What a fresh clone installs: pyproject.toml, the lock, environment.yml and the Makefile tell one story."""
+"""What users install: the wheel works away from the checkout, and pyproject.toml, the lock,
+environment.yml and the Makefile agree."""
 
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -27,7 +31,7 @@ LOCK_LINES = [
 
 
 def requirements_of(*extras: str) -> list[Requirement]:
-    """All requirements of the project with these extras; one that names the project itself is followed."""
+    """All requirements of the project with these extras, and with the extras that they name."""
     found = [Requirement(text) for text in PROJECT["dependencies"]]
     waiting, seen = list(extras), set()
     while waiting:
@@ -37,9 +41,8 @@ def requirements_of(*extras: str) -> list[Requirement]:
         seen.add(extra)
         for requirement in map(Requirement, EXTRAS[extra]):
             if requirement.name == PROJECT["name"]:
-                waiting.extend(
-                    sorted(requirement.extras)
-                )  # a set: pytest's workers must list the same tests in the same order
+                # Sorted, because all of pytest's workers must list the tests in the same order.
+                waiting.extend(sorted(requirement.extras))
             else:
                 found.append(requirement)
     return found
@@ -77,9 +80,8 @@ def make(*arguments: str, **environment: str) -> str:
 
 def makefile_verbs() -> list[str]:
     """The targets that the Makefile declares phony."""
-    return re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[
-        1
-    ].split()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split()
 
 
 def test_every_lock_line_is_a_plain_pin():
@@ -106,32 +108,27 @@ def test_lock_pins_every_requirement_within_its_bound(requirement):
 
 
 def test_lock_installs_on_the_oldest_python_that_is_promised():
-    """Debian 12 has 3.11.2. As the packages themselves say, where the pinned version is the one at hand."""
+    """The installed packages say so themselves, where they have the pinned version."""
     oldest = re.search(r">=\s*([\d.]+)", PROJECT["requires-python"])[1] + ".0"
     here = {canonicalize_name(each.metadata["Name"]): each for each in metadata.distributions()}
-    same = [
-        here[name]
-        for name, version in pins().items()
-        if name in here and Version(here[name].version) == version
-    ]
-    asked = {each.metadata["Name"]: each.metadata["Requires-Python"] for each in same}
-    assert asked, "not the environment of the lock"
-    refuse = {
-        name: bound
-        for name, bound in asked.items()
-        if bound and not SpecifierSet(bound).contains(oldest)
-    }
-    assert not refuse, "pin an older version by hand, or: make lock BOOTSTRAP=the oldest Python"
+    same = [name for name, pin in pins().items() if name in here and here[name].version == str(pin)]
+    assert same, "not the environment of the lock"
+    refusing = {}
+    for name in same:
+        bound = here[name].metadata["Requires-Python"]
+        if bound and not SpecifierSet(bound).contains(oldest):
+            refusing[name] = bound
+    assert not refusing, "pin an older version by hand, or: make lock BOOTSTRAP=the oldest Python"
 
 
 def test_bounds_are_lower_bounds():
-    """An upper bound would keep the package out of an environment that a lab already has."""
+    """An upper bound could forbid an environment that a lab already has."""
     operators = {bound.operator for each in requirements_of(*EXTRAS) for bound in each.specifier}
     assert operators == {">="}
 
 
 def test_bounds_admit_the_oldest_supported_gpu_environment():
-    """GPU images come with their own Python and torch; the oldest pair supported is 3.12 with 2.11."""
+    """Images for GPUs come with Python and torch. The oldest supported are 3.12 and 2.11."""
     assert SpecifierSet(PROJECT["requires-python"]).contains("3.12")
     torch = next(each for each in requirements_of() if each.name == "torch")
     assert torch.specifier.contains("2.11.0")
@@ -150,10 +147,8 @@ def test_environment_installs_what_pyproject_states():
     assert lock == "-r requirements.lock"
     extras = re.fullmatch(r"-e \.\[([a-z,]+)\]", project)[1].split(",")
     assert set(extras) <= set(EXTRAS)
-    locked_for = re.search(
-        r"'\.\[([a-z,]+)\]'", (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    )[1]
-    assert extras == locked_for.split(",")
+    locked = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert extras == re.search(r"'\.\[([a-z,]+)\]'", locked)[1].split(",")
 
 
 def test_lock_was_resolved_with_the_python_that_environment_names():
@@ -188,10 +183,8 @@ def test_make_sets_up_a_fresh_clone_whatever_PYTHON_is_in_the_environment(verb):
     commands = make("--dry-run", "--always-make", verb, PYTHON="/nowhere/python")
     install = commands.index("install --quiet -r requirements.lock")
     stamp = commands.index("touch .venv/.installed")
-    run = commands.index(
-        ".venv/bin/python -m ruff" if verb == "test" else ".venv/bin/python reproduce"
-    )
-    assert install < stamp < run
+    first = {"test": "-m ruff", "reproduce": "reproduce"}[verb]
+    assert install < stamp < commands.index(f".venv/bin/python {first}")
 
 
 def test_ci_makes_the_tests():
@@ -204,11 +197,10 @@ def test_ci_makes_the_tests():
 
 
 def test_git_ignores_no_file_of_the_package():
-    """Wheels are built from what git does not ignore: an ignored checkpoint would be missing in them."""
+    """A wheel contains what git does not ignore, so it would lack an ignored checkpoint."""
     ignored = listed_by_git("--others", "--ignored", "--exclude-standard", "--", "bpgo")
-    assert [
-        path for path in ignored if not re.search(r"__pycache__/|\.pyc$|\.DS_Store$", path)
-    ] == []
+    expected = re.compile(r"__pycache__/|\.pyc$|\.DS_Store$")
+    assert [path for path in ignored if not expected.search(path)] == []
     for suffix in ("safetensors", "json", "jsonl", "md", "txt"):
         path = f"bpgo/checkpoints/example/file.{suffix}"
         command = ["git", "check-ignore", "--quiet", "--no-index", path]
@@ -226,3 +218,78 @@ def test_no_file_names_a_path_of_one_machine():
         if b"\0" not in content:
             offenders += [f"{path}: {match.decode()}" for match in absolute.findall(content)]
     assert offenders == []
+
+
+# ------------------------------------------------------------------------------------ the wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of this checkout."""
+    pytest.importorskip("hatchling")
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The `bin` folder of an environment that has the wheel, and all other packages from here.
+
+    The checkout is not on its path: the .pth file of an editable install is not read there.
+    """
+    pytest.importorskip("pip")
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+    given = ["install", "--quiet", "--no-index", "--no-deps", str(wheel)]
+    subprocess.run([*pip, *given], check=True, capture_output=True)
+    places = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    site = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+    (Path(site) / "others.pth").write_text("\n".join(places))
+    return folder / "bin"
+
+
+def in_shell(installed: Path, folder: Path, line: str) -> subprocess.CompletedProcess:
+    """Run a line of bash in a folder, with the programs of this environment first."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = f"{installed}{os.pathsep}{environment['PATH']}"
+    command = ["bash", "-o", "pipefail", "-c", line]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_wheel_has_every_file_of_the_package(wheel):
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    listed = listed_by_git("--cached", "--others", "--exclude-standard", "--", "bpgo")
+    assert {path for path in listed if (ROOT / path).is_file()} <= packed
+    assert {"bpgo/__init__.pyi", "bpgo/py.typed", "bpgo/presets/t2i-tiny.yaml"} <= packed
+    assert {path.partition("/")[0] for path in packed} == {
+        "bpgo",
+        f"bpgo-{PROJECT['version']}.dist-info",
+    }
+
+
+def test_the_wheel_trains_away_from_the_checkout(installed, tmp_path):
+    """With an objective from the current folder, which is not on the path of a console script."""
+    shutil.copy(ROOT / "reproduce" / "site" / "examples" / "own_objective.py", tmp_path)
+    (tmp_path / "few.txt").write_text("a red circle\na large blue square")
+    settings = "iterations=1 groups=2 group_size=2 sampling.steps=2 optimiser.updates=1"
+    settings += " evaluation.samples=1 evaluation.steps=2 evaluation.prompts=few.txt"
+    settings += " objective.name=own_objective:batch_std objective.options.floor=0.05"
+    done = in_shell(installed, tmp_path, f"bpgo train t2i-tiny --output runs/x {settings}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "x" / "final" / "model_index.json").is_file()
+    where = in_shell(installed, tmp_path, "python -c 'import bpgo; print(bpgo.__file__)'")
+    assert where.stdout.startswith(str(installed.parent)), where.stderr
+
+
+@pytest.mark.parametrize("command", ["presets", "settings"])
+def test_the_wheel_lists_presets_and_settings(installed, tmp_path, command):
+    complete = in_shell(installed, tmp_path, f"bpgo {command}")
+    assert (complete.returncode, complete.stderr) == (0, "")
+    first = in_shell(installed, tmp_path, f"bpgo {command} | head -1")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert complete.stdout.startswith(first.stdout) and len(first.stdout.splitlines()) == 1
