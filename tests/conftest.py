@@ -8,10 +8,13 @@ never equal to the last digit. Records are therefore compared by their own toler
 """
 
 import json
+import os
 
 import pytest
 
 from bpgo.records import MIME, agree
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
 
 try:
     from nbval.plugin import IPyNbCell
@@ -319,3 +322,19 @@ def bpgo_train(resume_presets, monkeypatch, capsys):
         return code, message
 
     return bpgo_train
+
+
+@pytest.fixture
+def quick_processes(monkeypatch):
+    """Rewards in processes of their own start from a server that has already imported torch.
+
+    A process of a run is spawned instead, which takes seconds. The environment of the server is
+    that of the first test that started it.
+    """
+    import multiprocessing
+
+    from tests.small_runs import HEAVY
+
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(HEAVY)
+    monkeypatch.setattr("torch.multiprocessing.get_context", lambda method: server)
