@@ -304,6 +304,15 @@ def undisturbed(train, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def shorter(train, tmp_path_factory):
+    """The folder of a run that was finished after two iterations. Copy it before you change it."""
+    folder = tmp_path_factory.mktemp("runs") / "shorter"
+    code, output = train(folder, overrides=["iterations=2"])
+    assert code == 0, output
+    return folder
+
+
 @pytest.fixture
 def bpgo_train(resume_presets, monkeypatch, capsys):
     """`bpgo train` in this process. Returns its exit code and message."""
@@ -338,3 +347,13 @@ def quick_processes(monkeypatch):
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(HEAVY)
     monkeypatch.setattr("torch.multiprocessing.get_context", lambda method: server)
+
+
+@pytest.fixture
+def any_precision():
+    """Forget the precision of runs before and of this one: accelerate keeps that of the first."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
