@@ -12,8 +12,8 @@ class Stage(NamedTuple):
     """One stage of training.
 
     function: `module:name` in this package, called with the output folder and the scale. seed: of
-    the global random numbers and of the stage's own. steps: training steps, 0 if nothing is
-    trained or the function has its own schedule.
+    the global random numbers and of the generators of the stage. steps: training steps, 0 if
+    nothing is trained or the function has a schedule of passes.
     """
 
     function: str
