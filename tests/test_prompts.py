@@ -1,4 +1,4 @@
-"""Prompts: text that may carry an image, and the files they are read from."""
+"""Prompts: texts that may carry an image, and the files they are read from."""
 
 import base64
 import io
@@ -13,14 +13,15 @@ from PIL import Image
 from bpgo.prompts import Prompt, images_of, key_of, pixels_of, read_prompts
 
 
-def image(seed=0, size=(8, 8), mode="RGB"):
-    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+def noise_image(seed=0, size=(8, 8), mode="RGB"):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(values).convert(mode)
 
 
-def png(picture):
+def png(image):
     stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    image.save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -28,19 +29,18 @@ def uri(data, kind="image/png"):
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def pixels(picture):
-    return np.asarray(picture).tolist()
+def pixels(image):
+    return np.asarray(image).tolist()
 
 
 @pytest.fixture
 def file(tmp_path):
-    """Writes a file and gives its path as a string; rows are written as JSON lines."""
+    """A function that writes a file and returns its path; rows are written as JSON lines."""
 
     def write(name, content):
         if isinstance(content, list):
-            content = "".join(
-                (row if isinstance(row, str) else json.dumps(row)) + "\n" for row in content
-            )
+            rows = [row if isinstance(row, str) else json.dumps(row) for row in content]
+            content = "".join(row + "\n" for row in rows)
         place = tmp_path / name
         place.write_bytes(content if isinstance(content, bytes) else content.encode())
         return str(place)
@@ -48,81 +48,88 @@ def file(tmp_path):
     return write
 
 
-# ----------------------------------------------------------------------------------------------------------------- prompts
+# ----------------------------------------------------------------------------------------- prompts
 
 
-def test_a_prompt_is_its_words():
-    bare, pictured = Prompt("a red circle"), Prompt("a red circle", image())
-    for prompt in (bare, pictured):
-        assert isinstance(prompt, str)
-        assert prompt == "a red circle"
-        assert hash(prompt) == hash("a red circle")
-        assert f"{prompt}!" == "a red circle!"
-        assert json.loads(json.dumps(prompt)) == "a red circle"
-    assert bare.image is None
-    assert bare.key == "a red circle" == key_of(bare) == key_of("a red circle")
+@pytest.mark.parametrize("image", [None, noise_image()])
+def test_a_prompt_is_its_text(image):
+    prompt = Prompt("a red circle", image)
+    assert isinstance(prompt, str)
+    assert prompt == "a red circle"
+    assert hash(prompt) == hash("a red circle")
+    assert f"{prompt}!" == "a red circle!"
+    assert json.loads(json.dumps(prompt)) == "a red circle"
+    assert prompt.image is image
 
 
-def test_a_key_tells_words_and_pictures_apart():
-    first, again, other = (Prompt("it moves", image(seed)) for seed in (0, 0, 1))
+def test_without_an_image_the_key_is_the_text():
+    assert Prompt("a red circle").key == "a red circle"
+    assert key_of(Prompt("a red circle")) == "a red circle"
+    assert key_of("a red circle") == "a red circle"
+
+
+def test_a_key_distinguishes_texts_and_images():
+    first, again = Prompt("it moves", noise_image(0)), Prompt("it moves", noise_image(0))
     assert first.key == again.key == key_of(first)
     assert first.key.startswith("it moves [")
+    one_pixel = noise_image()
+    one_pixel.putpixel((7, 7), tuple(255 - value for value in one_pixel.getpixel((7, 7))))
+    wide, high = Image.new("RGB", (4, 2)), Image.new("RGB", (2, 4))  # of the same bytes
     different = [
         first,
-        other,
+        Prompt("it moves", noise_image(1)),
         Prompt("it moves"),
-        Prompt("it grows", image()),
-        Prompt("it moves", image().convert("L")),
-        Prompt("it moves", image().resize((4, 16))),
-        Prompt("it moves", image(0, (16, 4))),
+        Prompt("it grows", noise_image()),
+        Prompt("it moves", noise_image().convert("L")),
+        Prompt("it moves", noise_image().resize((4, 16))),
+        Prompt("it moves", noise_image(0, (16, 4))),
+        Prompt("it moves", one_pixel),
+        Prompt("it moves", wide),
+        Prompt("it moves", high),
     ]
-    flipped = image()
-    flipped.putpixel((7, 7), tuple(255 - v for v in flipped.getpixel((7, 7))))
-    assert len({p.key for p in [*different, Prompt("it moves", flipped)]}) == len(different) + 1
-    wide, high = Image.new("RGB", (4, 2)), Image.new("RGB", (2, 4))  # of the same bytes
-    assert Prompt("it", wide).key != Prompt("it", high).key
+    assert len({prompt.key for prompt in different}) == len(different)
 
 
 def test_a_prompt_survives_a_copy_to_another_process():
-    prompt = Prompt("it moves", image())
+    prompt = Prompt("it moves", noise_image())
     copy = pickle.loads(pickle.dumps(prompt))
     assert (copy, copy.key) == (prompt, prompt.key)
     assert pixels(copy.image) == pixels(prompt.image)
 
 
 def test_images_of_prompts():
-    first, second = Prompt("it moves", image(0)), Prompt("it grows", image(1))
+    first, second = Prompt("it moves", noise_image(0)), Prompt("it grows", noise_image(1))
     assert images_of([first, second]) == [first.image, second.image]
     assert images_of(["a shape", Prompt("it")]) is None
     assert images_of([]) is None
+    message = r"prompt 'a shape' has no image, and others have \(1 of 3 without\)"
     for mixed in ([first, "a shape", second], [Prompt("a shape"), first, second]):
-        with pytest.raises(
-            ValueError, match=r"prompt 'a shape' has no image, and others have \(1 of 3 without\)"
-        ):
+        with pytest.raises(ValueError, match=message):
             images_of(mixed)
 
 
 def test_pixels_are_channels_first_and_in_the_unit_interval():
-    pictures = [image(0), image(1)]
-    found = pixels_of(pictures)
-    assert found.shape == (2, 3, 8, 8)
-    assert found.dtype == torch.float32
-    for i, picture in enumerate(pictures):
+    images = [noise_image(0), noise_image(1)]
+    found = pixels_of(images)
+    assert (found.shape, found.dtype) == ((2, 3, 8, 8), torch.float32)
+    for i, image in enumerate(images):
         for x, y in ((0, 0), (7, 0), (2, 5)):
-            assert found[i, :, y, x].tolist() == pytest.approx(
-                [v / 255 for v in picture.getpixel((x, y))]
-            )
+            expected = [value / 255 for value in image.getpixel((x, y))]
+            assert found[i, :, y, x].tolist() == pytest.approx(expected)
     given = torch.rand(2, 3, 8, 8)
     assert pixels_of(given) is given
 
 
-# ------------------------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------- files
 
 
-def test_a_text_file_is_a_prompt_a_line(file):
+def test_a_text_file_has_one_prompt_per_line(file):
     found = read_prompts(file("p.txt", "\n a red circle\t\n\n  \r\na blue square\r\nit, moves"))
     assert found == ["a red circle", "a blue square", "it, moves"]
-    assert all(isinstance(p, Prompt) and p.image is None and p.key == p for p in found)
+    for prompt in found:
+        assert isinstance(prompt, Prompt)
+        assert prompt.image is None
+        assert prompt.key == prompt
 
 
 def test_only_a_line_break_ends_a_line(file):
@@ -136,87 +143,86 @@ def test_only_a_line_break_ends_a_line(file):
 def test_files_are_utf_8_with_or_without_a_mark(file, name):
     line = "ein grüner Kreis 圆"
     text = line if name.endswith("txt") else json.dumps({"prompt": line}, ensure_ascii=False)
-    assert (
-        read_prompts(file(name, text))
-        == read_prompts(file(name, b"\xef\xbb\xbf" + text.encode()))
-        == [line]
-    )
+    for content in (text.encode(), b"\xef\xbb\xbf" + text.encode()):
+        assert read_prompts(file(name, content)) == [line]
     place = file(name, "grün".encode("latin-1"))
     with pytest.raises(ValueError, match=f"{name} is not UTF-8"):
         read_prompts(place)
 
 
-def test_json_lines_carry_pictures(file, tmp_path):
-    (tmp_path / "pictures").mkdir()
-    image(1).save(tmp_path / "pictures" / "one.png")
+def test_json_lines_carry_images(file, tmp_path):
+    (tmp_path / "images").mkdir()
+    noise_image(1).save(tmp_path / "images" / "one.png")
     rows = [
-        {"prompt": "it moves", "image": "pictures/one.png", "level": 0.5},
-        {"prompt": "it grows", "image": str(tmp_path / "pictures" / "one.png")},
-        {"prompt": " it falls ", "image": uri(png(image(2)))},
+        {"prompt": "it moves", "image": "images/one.png", "level": 0.5},
+        {"prompt": "it grows", "image": str(tmp_path / "images" / "one.png")},
+        {"prompt": " it falls ", "image": uri(png(noise_image(2)))},
         {"prompt": "a shape"},
         {"prompt": "a thing", "image": None},
     ]
     found = read_prompts(file("p.jsonl", rows))
-    assert found == ["it moves", "it grows", " it falls ", "a shape", "a thing"]
-    assert [pixels(p.image) for p in found[:3]] == [pixels(image(seed)) for seed in (1, 1, 2)]
-    assert [p.image for p in found[3:]] == [None, None]
-    assert found[0].key != found[0]
+    assert found == [row["prompt"] for row in rows]
+    for prompt, seed in zip(found, (1, 1, 2), strict=False):
+        assert pixels(prompt.image) == pixels(noise_image(seed))
+        assert prompt.key != prompt
+    assert [prompt.image for prompt in found[3:]] == [None, None]
 
 
-def test_a_relative_picture_lies_beside_the_file_and_not_where_one_works(
+def test_a_relative_image_lies_beside_the_file_and_not_in_the_working_folder(
     file, tmp_path, monkeypatch
 ):
-    image(1).save(tmp_path / "one.png")
+    noise_image(1).save(tmp_path / "one.png")
     place = file("p.jsonl", [{"prompt": "it", "image": "one.png"}])
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    image(2).save("one.png")
-    assert pixels(read_prompts(place)[0].image) == pixels(image(1))
+    noise_image(2).save("one.png")
+    assert pixels(read_prompts(place)[0].image) == pixels(noise_image(1))
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        '{"text": "a shape"}',
-        '{"prompt": "a shape"',
-        '["a shape"]',
-        '"prompt"',
-        "a shape",
-        '{"prompt": 3}',
-        '{"prompt": null}',
-        '{"prompt": ["a"]}',
-    ],
-)
-def test_what_is_no_row_is_named_by_file_and_line(file, row):
+# ---------------------------------------------------------------------------------------- refusals
+
+
+NOT_ROWS = [
+    '{"text": "a shape"}',
+    '{"prompt": "a shape"',
+    '["a shape"]',
+    '"prompt"',
+    "a shape",
+    '{"prompt": 3}',
+    '{"prompt": null}',
+    '{"prompt": ["a"]}',
+]
+
+
+@pytest.mark.parametrize("row", NOT_ROWS)
+def test_what_is_not_a_row_is_named_by_file_and_line(file, row):
     place = file("p.jsonl", [{"prompt": "a shape"}, "", "  ", row])
-    with pytest.raises(
-        ValueError, match=r'p\.jsonl is not JSON lines with the key "prompt".* \(line 4\)'
-    ) as error:
+    message = r'p\.jsonl is not JSON lines with a text under the key "prompt" \(line 4\)'
+    with pytest.raises(ValueError, match=message) as error:
         read_prompts(place)
     assert place in str(error.value)
 
 
-GOOD = png(image(0, (16, 16)))
+def bitmap_header(width, height):
+    """The first bytes of a bitmap of 24 bits per pixel."""
+    size = width.to_bytes(4, "little") + height.to_bytes(4, "little")
+    return b"BM" + bytes(12) + (40).to_bytes(4, "little") + size + b"\x01\0\x18\0" + bytes(24)
+
+
+GOOD = png(noise_image(0, (16, 16)))
 BROKEN = {
     "cut": uri(GOOD[: len(GOOD) // 2]),
     "header only": uri(GOOD[:8]),
     "a chunk of another name": uri(GOOD[:37] + b"\xc6w\xa1#" + GOOD[41:]),
-    "no picture": uri(b"hello"),
+    "a text": uri(b"hello"),
     "empty": uri(b""),
     "not base64": "data:image/png;base64,@@@",
     "no data": "data:",
     "svg": "data:image/svg+xml,<svg/>",
-    "a bomb": uri(
-        b"BM"
-        + bytes(12)
-        + (40).to_bytes(4, "little")
-        + (400000).to_bytes(4, "little") * 2
-        + b"\x01\0\x18\0"
-        + bytes(24)
-    ),
+    "a bomb": uri(bitmap_header(400_000, 400_000)),
     "a text file": "p.jsonl",
     "a folder": ".",
-    "no file name": "a\0b",
+    "not a file name": "a\0b",
     "a number": 3,
     "a list": ["x.png"],
     "long": "x" * 5000,
@@ -224,20 +230,18 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_no_picture_is_named_by_file_and_line(file, kind):
+def test_what_is_not_an_image_is_named_by_file_and_line(file, kind):
     place = file("p.jsonl", ["", {"prompt": "a shape"}, {"prompt": "it", "image": BROKEN[kind]}])
-    with pytest.raises(
-        ValueError, match=r"p\.jsonl, line 3: .* is no image that can be read"
-    ) as error:
+    message = r"p\.jsonl, line 3: .* cannot be read as an image"
+    with pytest.raises(ValueError, match=message) as error:
         read_prompts(place)
     assert place in str(error.value)
     assert len(str(error.value)) < len(place) + 150
 
 
-def test_a_missing_picture_is_named(file, tmp_path):
-    place = file(
-        "p.jsonl", [{"prompt": "a shape"}, "", {"prompt": "it", "image": "nowhere/one.png"}]
-    )
+def test_a_missing_image_is_named(file, tmp_path):
+    rows = [{"prompt": "a shape"}, "", {"prompt": "it", "image": "nowhere/one.png"}]
+    place = file("p.jsonl", rows)
     with pytest.raises(FileNotFoundError, match=r"p\.jsonl, line 3: there is no image") as error:
         read_prompts(place)
     assert str(tmp_path / "nowhere" / "one.png") in str(error.value)
@@ -251,7 +255,7 @@ def test_a_file_without_prompts_is_refused(file, name, content):
         read_prompts(place)
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path, monkeypatch):
+def test_missing_files_and_folders_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)  # owner/nowhere may be a hub id
     for name in (str(tmp_path / "nowhere.txt"), "nowhere.jsonl", "owner/nowhere", str(tmp_path)):
         with pytest.raises(FileNotFoundError) as error:
