@@ -1,31 +1,40 @@
-"""Put the committed results into the README: `python reproduce/readme.py` (`--check`: exit code 1 if it is out of date).
+"""Put the committed results into the README: `python reproduce/readme.py`.
 
-The pictures, the tables of the profiles `foundations` and `video` and the timing ratios stand between marks; all else is left alone.
+With `--check` nothing is written, and the exit code is 1 if the README is out of date. Generated
+parts of the README stand between marks, `<!-- name -->` and `<!-- /name -->`. All else stays.
 """
 
 import argparse
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
-import pandas as pd
 import yaml
 
-from bpgo.config import read_config
+from bpgo.config import PRESETS, read_config
 from bpgo.files import write_atomic
 from bpgo.preflight import Launch, preflight, read_launch
-from reproduce.analysis import evidence
+from reproduce.analysis import claims, evidence
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "reproduce/results/foundations"
 SEED = "text_to_image-seed0"
 VIDEO = "reproduce/results/video"
 STUDY = "reproduce/results/study"
+VIDEO_TASKS = ("text_to_video", "image_to_video")
+TERAFLOPS = 400  # matmul rate of the GPU that the recipes are planned for
 
 
-def picture(root):
-    """The samples before and after training that notebook 02 left for the first seed."""
-    alt = "Rows of pictures for prompts of rising ambiguity, before training and after each of the four objectives"
+# ------------------------------------------------------------------------------ the generated parts
+
+
+def image(root):
+    """The samples before and after training that notebook 02 wrote for the first seed."""
+    alt = (
+        "Rows of images for prompts of increasing ambiguity, "
+        "before training and after each of the four objectives"
+    )
     caption = (
         "Same noise, same start: the shipped tiny FLUX before and after 100 iterations (seed 0)."
     )
@@ -35,101 +44,118 @@ def picture(root):
 def results(root):
     """The table over seeds, and what an iteration costs."""
     table = (root / RESULTS / "table.md").read_text().strip()
-    bench = (root / RESULTS / "bench-t2i-tiny.txt").read_text().strip()
-    what = "100 iterations of 8 prompts x 12 samples on the tiny FLUX, seeds 0, 1, 2, from the same start."
+    bench = f"{RESULTS}/bench-t2i-tiny.txt"
+    title = "Text-to-image: reward, accuracy, diversity and distance of each objective"
+    setting = (
+        "100 iterations of 8 prompts x 12 samples on the tiny FLUX, seeds 0, 1, 2, "
+        "from the same start."
+    )
+    cost = (root / bench).read_text().strip()
     return (
-        f"{_folded('Text-to-image: reward, accuracy, diversity and distance of each objective', f'{what} {table}')}\n\n"
-        f"What an iteration costs (`python -m bpgo bench`, committed as `{RESULTS}/bench-t2i-tiny.txt`):\n\n```\n{bench}\n```"
+        f"{_folded(title, f'{setting} {table}')}\n\n"
+        f"What an iteration costs (`bpgo bench`, recorded in `{bench}`):\n\n```\n{cost}\n```"
     )
 
 
-def video_picture(root):
-    """The clips before and after training that notebooks 03 and 04 left for the first seed; nothing where there are none."""
-    files = [f"{VIDEO}/{task}-seed0/samples.gif" for task in ("text_to_video", "image_to_video")]
-    alt = "Clips for prompts of rising ambiguity, before training and after it"
-    pictures = "\n".join(f"![{alt}]({file})" for file in files if (root / file).exists())
-    caption = f"*The tiny Wan, text-to-video and image-to-video, before and after {_iterations(root)} iterations (seed 0).*"
-    return f"{pictures}\n\n{caption}" if pictures else ""
+def video_images(root):
+    """The clips before and after training that notebooks 03 and 04 wrote for the first seed."""
+    alt = "Clips for prompts of increasing ambiguity, before training and after it"
+    files = [f"{VIDEO}/{task}-seed0/samples.gif" for task in VIDEO_TASKS]
+    images = [f"![{alt}]({file})" for file in files if (root / file).exists()]
+    if not images:
+        return ""
+    caption = (
+        f"*The tiny Wan, text-to-video and image-to-video, before and after "
+        f"{_iterations(root)} iterations (seed 0).*"
+    )
+    return "\n".join(images) + f"\n\n{caption}"
 
 
 def video(root):
-    """The table over seeds of both video tasks; nothing where there is none."""
-    place, said = (
-        root / VIDEO / "table.md",
-        f"{_iterations(root)} iterations of 8 prompts x 8 clips on the tiny Wan, from the same start.",
+    """The table over seeds of both video tasks."""
+    place = root / VIDEO / "table.md"
+    if not place.exists():
+        return ""
+    setting = (
+        f"{_iterations(root)} iterations of 8 prompts x 8 clips on the tiny Wan, "
+        f"from the same start."
     )
-    return (
-        _folded(
-            "Video: the same, with motion, looks and flicker", f"{said} {place.read_text().strip()}"
-        )
-        if place.exists()
-        else ""
-    )
+    title = "Video: the same, with motion, looks and flicker"
+    return _folded(title, f"{setting} {place.read_text().strip()}")
 
 
 def study(root):
-    """What was claimed before the study's first run and what was found, a row a claim and task."""
-    table = pd.read_csv(root / STUDY / "claims.csv", keep_default_na=False)
+    """What the plan claims and what was found: one row per claim, and one per claim and task."""
     plan, records = evidence.read(root / STUDY)
+    table = verdicts((root / STUDY).resolve())
     hours = sum(record["seconds"]["whole"] for record in records.values()) / 3600
-    said = (
-        f"{evidence.state(plan, records)}; their clocks add to {hours:.1f} hours. *No* means refuted as the plan "
-        "defines it, which may be for want of evidence (an interval that holds 0); *not refuted* is no proof. "
-        "In brackets n, the number of seeds, for H5 of prompts."
+    explained = (
+        f"{evidence.state(plan, records)}. They took {hours:.1f} hours in total. *No* means "
+        f"refuted as the plan defines it, which may be for want of evidence (an interval that "
+        f"contains 0). *Not refuted* is not a proof. In brackets is n: the number of seeds, for H5 "
+        f"of prompts."
     )
+    details = f"Also in `{STUDY}/claims.csv`.\n\n" + "\n".join(_findings(table))
+    folded = _folded("What was found, with 95 % intervals", details)
+    return f"{explained}\n\n" + "\n".join(_verdicts_by_task(table)) + f"\n\n{folded}"
+
+
+@cache
+def verdicts(folder):
+    """The verdicts on all claims, from the records in this folder."""
+    return claims.verdicts(*evidence.read(folder))
+
+
+def _verdicts_by_task(table):
     tasks = list(dict.fromkeys(table["task"]))
-    short = [f"| claim | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
-    full = ["| claim | task | what was found | n |", "|---|---|---|---|"]
+    lines = [f"| claim | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
     for (claim, says), rows in table.groupby(["claim", "says"], sort=False):
-        cells = {
-            row.task: row.verdict.replace("does not hold", "no") + f" ({row.n})" * bool(row.n)
-            for row in rows.itertuples()
-        }
-        short.append(
-            f"| {claim}, {says} | " + " | ".join(cells.get(task, "") for task in tasks) + " |"
-        )
-        found = [
-            (row.task, row.finding and row.finding[0].upper() + row.finding[1:], row.n or "")
-            for row in rows.itertuples()
-        ]
-        full += [f"| {claim} | {task} | {finding} | {n} |" for task, finding, n in found]
-    numbers = _folded(
-        "What was found, with 95 % intervals",
-        f"Also in `{STUDY}/claims.csv`.\n\n" + "\n".join(full),
-    )
-    return f"{said}\n\n" + "\n".join(short) + f"\n\n{numbers}"
+        cells = dict.fromkeys(tasks, "")
+        for row in rows.itertuples():
+            verdict = row.verdict.replace("does not hold", "no")
+            cells[row.task] = f"{verdict} ({row.n})" if row.n else verdict
+        lines.append(f"| {claim}, {says} | " + " | ".join(cells.values()) + " |")
+    return lines
+
+
+def _findings(table):
+    lines = ["| claim | task | what was found | n |", "|---|---|---|---|"]
+    for row in table.itertuples():
+        finding = row.finding[:1].upper() + row.finding[1:]
+        lines.append(f"| {row.claim} | {row.task} | {finding} | {row.n or ''} |")
+    return lines
 
 
 def recipes(root):
-    """What each preset of a published model needs, by preflight's reckoning."""
-    rate, lines = (
-        400,
-        [
-            "| preset | launched on | memory a GPU | seconds an iteration | GPU hours in all |",
-            "|---|---|---|---|---|",
-        ],
-    )
-    for place in sorted((root / "reproduce" / "presets").glob("*.yaml")):
+    """What each preset of a published model needs, as preflight estimates it."""
+    lines = [
+        "| preset | launched on | memory per GPU | seconds per iteration | GPU hours in all |",
+        "|---|---|---|---|---|",
+    ]
+    for place in sorted(PRESETS.glob("*.yaml")):
         if "-tiny" not in place.stem and "-digits" not in place.stem:
-            sharding = re.search(r"--config_file (\S+)", place.read_text())
-            launch = read_launch(root / sharding[1]) if sharding else Launch()
-            text = preflight(
-                read_config(place), launch=launch, device_bytes=80 * 10**9, rate=rate * 1e12
-            ).text
-            needs, seconds, hours = (
-                re.search(p, text)[1]
-                for p in (r"needs (\S+ \S+) of", r"(\S+) s per iteration", r"(\S+) in all")
-            )
-            how = (
-                f"{launch.processes} GPUs, {'sharded' if launch.sharded else 'copies'}"
-                if sharding
-                else "1 GPU, with offloading"
-            )
-            lines.append(
-                f"| `{place.stem}` | {how} | {needs} | {float(seconds):.0f} | {float(hours):.0f} |"
-            )
-    said = f"By `python -m bpgo preflight PRESET`, at 40 % of {rate} TFLOP/s, decoding and rewards not counted. Not measured: no GPU."
-    return f"{said}\n\n" + "\n".join(lines)
+            lines.append(_recipe(place))
+    explained = (
+        f"According to `bpgo preflight PRESET`, at 40 % of {TERAFLOPS} TFLOP/s, without decoding "
+        f"and rewards. Estimated, not measured: there was no GPU."
+    )
+    return f"{explained}\n\n" + "\n".join(lines)
+
+
+@cache
+def _recipe(preset):
+    config_file = re.search(r"--config_file (\S+)", preset.read_text())
+    launch, how = Launch(), "1 GPU, with offloading"
+    if config_file:
+        launch = read_launch(ROOT / config_file[1])
+        how = f"{launch.processes} GPUs, {'sharded' if launch.sharded else 'copies'}"
+    report = preflight(
+        read_config(preset), launch=launch, device_bytes=80 * 10**9, rate=TERAFLOPS * 1e12
+    )
+    needs = re.search(r"needs (\S+ \S+) of", report.text)[1]
+    seconds = float(re.search(r"(\S+) s per iteration", report.text)[1])
+    hours = float(re.search(r"(\S+) in all", report.text)[1])
+    return f"| `{preset.stem}` | {how} | {needs} | {seconds:.0f} | {hours:.0f} |"
 
 
 def _folded(title, text):
@@ -139,16 +165,15 @@ def _folded(title, text):
 
 def _iterations(root):
     profile = yaml.safe_load((root / "reproduce/video.yaml").read_text())
-    return " and ".join(
-        str(profile[task]["parameters"]["iterations"])
-        for task in ("text_to_video", "image_to_video")
-    )
+    return " and ".join(str(profile[task]["parameters"]["iterations"]) for task in VIDEO_TASKS)
 
 
-MARKS = {
-    "picture": picture,
+# ----------------------------------------------------------------------------------------- the file
+
+PARTS = {
+    "image": image,
     "results": results,
-    "video picture": video_picture,
+    "video images": video_images,
     "video": video,
     "study": study,
     "recipes": recipes,
@@ -156,18 +181,20 @@ MARKS = {
 
 
 def filled(text, root):
-    """The README with what stands between its marks made anew."""
-    for mark, make in MARKS.items():
-        start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    """The README with its generated parts renewed. Raises ValueError if a mark is missing."""
+    for name, make in PARTS.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"README.md has no place for the {mark}: {start} ... {end}")
-        made = "\n".join(filter(None, [start, make(root), end]))
-        text = pattern.sub(lambda _, made=made: made, text)
+            raise ValueError(f"README.md has no place for the {name}: {start} ... {end}")
+        part = make(root)
+        block = f"{start}\n{part}\n{end}" if part else f"{start}\n{end}"
+        text = pattern.sub(lambda _, block=block: block, text)
     return text
 
 
-def main(words=None):
+def main(arguments=None):
+    """Renew or check the README. Returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -176,7 +203,7 @@ def main(words=None):
         action="store_true",
         help="write nothing; exit code 1 if the README is out of date",
     )
-    options = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     readme = ROOT / "README.md"
     old = readme.read_text()
     new = filled(old, ROOT)

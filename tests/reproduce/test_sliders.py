@@ -1,4 +1,4 @@
-"""The sliders of notebook 11 in a live kernel: JupyterLab in a headless Chromium, a slider moved, the figure changed.
+"""The sliders of notebook 11 in a live kernel: a slider is moved in JupyterLab, the figure changes.
 
 make test ARGS='-m site'
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from reproduce import notebooks
-from tests.test_site import CHROMIUM, DESKTOP, Browser, wait_for
+from reproduce import notebook_source
+from tests.reproduce.browser import CHROMIUM, DESKTOP, Browser, wait_for
 
 pytestmark = [
     pytest.mark.site,
@@ -22,10 +22,14 @@ pytestmark = [
 ]
 NAME = "11_inside_an_iteration"
 
-# The panel's pictures, by length and end of what they are made of, once its six sliders are there.
-PICTURES = """[...document.querySelectorAll(".jp-OutputArea-output img")].length && document.querySelectorAll(".widget-slider").length >= 6
-  ? [...document.querySelectorAll(".widget-output img, .jp-LinkedOutputView img, .widget-interact img")].map(
-      image => image.src.length + image.src.slice(-400)) : []"""
+# The images of the panel, by the length and the end of their data, once its six sliders are there.
+IMAGES = """(() => {
+  const isShown = document.querySelectorAll(".jp-OutputArea-output img").length &&
+    document.querySelectorAll(".widget-slider").length >= 6;
+  const images = document.querySelectorAll(
+    ".widget-output img, .jp-LinkedOutputView img, .widget-interact img");
+  return isShown ? [...images].map(image => image.src.length + image.src.slice(-400)) : [];
+})()"""
 OPENED = """(async () => {
   if (!window.jupyterapp) return false;
   await jupyterapp.restored;
@@ -46,13 +50,13 @@ TAKE = """(() => {
 
 @pytest.fixture
 def lab(tmp_path):
-    """The address of a JupyterLab that has the notebook, with its sliders on."""
-    notebook = notebooks.read(notebooks.source(NAME))
+    """The address of the notebook, with its sliders on, in a JupyterLab."""
+    notebook = notebook_source.read(notebook_source.source(NAME))
+    off, on = "interactive: bool = False", "interactive: bool = True"
     for cell in notebook.cells:
-        if "parameters" in cell.metadata.get("tags", ()):
-            cell.source = cell.source.replace(
-                "interactive: bool = False", "interactive: bool = True"
-            )
+        if "parameters" in notebook_source.tags(cell):
+            assert off in cell.source
+            cell.source = cell.source.replace(off, on)
     nbformat.write(notebook, tmp_path / f"{NAME}.ipynb")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -75,37 +79,49 @@ def lab(tmp_path):
         "JUPYTER_DATA_DIR": str(tmp_path / "data"),
         "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
     }
-    with (tmp_path / "lab.log").open("w") as log:
-        process = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log)
-    wait_for(lambda: "is running at" in (tmp_path / "lab.log").read_text())
+    log = tmp_path / "lab.log"
+    with log.open("w") as stream:
+        environment = os.environ | settings
+        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
+    wait_for(lambda: "is running at" in log.read_text())
     yield f"http://127.0.0.1:{port}/lab/tree/{NAME}.ipynb"
     process.terminate()
     process.wait()
 
 
-def test_a_slider_that_is_moved_changes_the_figure(lab, tmp_path):
+@pytest.fixture
+def browser(tmp_path):
     (tmp_path / "profile").mkdir()
-    browser = Browser(tmp_path / "profile")
-    try:
-        browser.open(lab, *DESKTOP)
-        wait_for(lambda: browser.evaluate(OPENED))
-        browser.evaluate(RUN)
-        before = wait_for(lambda: browser.evaluate(PICTURES), 180)
-        assert browser.evaluate(TAKE), "the first slider, alpha, cannot be reached by the keyboard"
-        for _ in range(5):
-            for kind in ("keyDown", "keyUp"):
-                browser.ask(
-                    "Input.dispatchKeyEvent",
-                    type=kind,
-                    key="ArrowRight",
-                    code="ArrowRight",
-                    windowsVirtualKeyCode=39,
-                )
-        wait_for(lambda: (now := browser.evaluate(PICTURES)) and now[0] != before[0])
-        if folder := os.environ.get("SCREENSHOTS"):
-            Path(folder, "sliders.png").write_bytes(
-                base64.b64decode(browser.ask("Page.captureScreenshot")["data"])
-            )
-    finally:
-        browser.process.kill()
-        browser.process.wait()
+    tab = Browser(tmp_path / "profile")
+    yield tab
+    tab.close()
+
+
+def press_right(browser):
+    for kind in ("keyDown", "keyUp"):
+        browser.ask(
+            "Input.dispatchKeyEvent",
+            type=kind,
+            key="ArrowRight",
+            code="ArrowRight",
+            windowsVirtualKeyCode=39,
+        )
+
+
+def test_a_slider_that_is_moved_changes_the_figure(lab, browser):
+    browser.open(lab, *DESKTOP)
+    wait_for(lambda: browser.evaluate(OPENED))
+    browser.evaluate(RUN)
+    before = wait_for(lambda: browser.evaluate(IMAGES), 180)
+    assert browser.evaluate(TAKE), "the keyboard does not reach the first slider, alpha"
+    for _ in range(5):
+        press_right(browser)
+
+    def has_changed():
+        now = browser.evaluate(IMAGES)
+        return now and now[0] != before[0]
+
+    wait_for(has_changed)
+    if folder := os.environ.get("SCREENSHOTS"):
+        image = browser.ask("Page.captureScreenshot")["data"]
+        Path(folder, "sliders.png").write_bytes(base64.b64decode(image))

@@ -1,6 +1,7 @@
 """The study through a real SLURM scheduler on this machine: `make test ARGS="-m slurm"`, as root.
 
-Needs `apt-get install slurm-wlm munge` and `pip install snakemake-executor-plugin-slurm`. Everything listens on the loopback only.
+Needs `apt-get install slurm-wlm munge` and `pip install snakemake-executor-plugin-slurm`. All parts
+listen on the loopback interface only.
 """
 
 import os
@@ -10,13 +11,16 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.test_reproduce import ROOT
+from tests.reproduce.driver import ENVIRONMENT, ROOT, RUN, ran
 
 pytestmark = pytest.mark.slurm
+# srun looks here inside a job, to which SLURM_CONF is not passed on.
+CONFIG_FILE = Path("/etc/slurm/slurm.conf")
 CONFIG = """\
 ClusterName=lab
 SlurmctldHost={host}(127.0.0.1)
@@ -42,85 +46,88 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=300 State=UP
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory):
     """A scheduler with one node, which is this machine."""
-    missing = [
-        name
-        for name in ("munged", "slurmctld", "slurmd")
-        if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
-    ]
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    programs = ("munged", "slurmctld", "slurmd")
+    missing = [name for name in programs if not shutil.which(name, path=path)]
     if missing or os.geteuid():
-        pytest.fail(
-            f"this needs root and {', '.join(missing) or 'nothing else'}: apt-get install slurm-wlm munge"
-        )
+        needed = ", ".join(missing) or "nothing else"
+        pytest.fail(f"this needs root and {needed}: apt-get install slurm-wlm munge")
+    if CONFIG_FILE.exists():
+        pytest.fail(f"{CONFIG_FILE} exists: this test would start a second scheduler")
     folder = tmp_path_factory.mktemp("slurm")
     for part in (folder, *folder.parents):
-        part.chmod(part.stat().st_mode | 0o055)  # slurm's own user must pass
+        part.chmod(part.stat().st_mode | 0o055)  # slurm's user must be able to enter
+    with configured(folder), munge(), daemons(folder):
+        yield
+
+
+@contextmanager
+def configured(folder):
     state, spool = folder / "state", folder / "spool"
     for place in (state, spool):
         place.mkdir()
     shutil.chown(state, "slurm")
-    config = Path(
-        "/etc/slurm/slurm.conf"
-    )  # where srun looks for it inside a job, to which SLURM_CONF is not passed on
-    if config.exists():
-        pytest.fail(f"{config} is there already: this test would start a second scheduler")
-    config.parent.mkdir(exist_ok=True)
-    config.write_text(
-        CONFIG.format(host=socket.gethostname().partition(".")[0], state=state, spool=spool)
-    )
+    host = socket.gethostname().partition(".")[0]
+    CONFIG_FILE.parent.mkdir(exist_ok=True)
+    CONFIG_FILE.write_text(CONFIG.format(host=host, state=state, spool=spool))
+    try:
+        yield
+    finally:
+        CONFIG_FILE.unlink()
+
+
+@contextmanager
+def munge():
     Path("/run/munge").mkdir(exist_ok=True)
     shutil.chown("/run/munge", "munge")
-    environment = dict(os.environ)
-    subprocess.run(
-        ["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "munged"], check=True
-    )  # refuses to be a second one
-    munged = int(Path("/run/munge/munged.pid").read_text())
-    log = (folder / "log").open("w")
-    daemons = [
-        subprocess.Popen([name, "-D", "-f", config], env=environment, stdout=log, stderr=log)
-        for name in ("slurmctld", "slurmd")
-    ]
+    # It refuses to start if another one is running.
+    as_munge = ["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups"]
+    subprocess.run([*as_munge, "munged"], check=True)
+    process = int(Path("/run/munge/munged.pid").read_text())
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGTERM)
+
+
+@contextmanager
+def daemons(folder):
+    with (folder / "log").open("w") as log:
+        started = [
+            subprocess.Popen([name, "-D", "-f", CONFIG_FILE], stdout=log, stderr=log)
+            for name in ("slurmctld", "slurmd")
+        ]
     try:
         for _ in range(100):
-            said = subprocess.run(
-                ["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True
-            ).stdout
-            if "idle" in said:
+            if "idle" in node_states():
                 break
             time.sleep(0.2)
         else:
-            pytest.fail(f"the scheduler did not come up: {(folder / 'log').read_text()[-2000:]}")
-        yield environment
+            pytest.fail(f"the scheduler did not start: {(folder / 'log').read_text()[-2000:]}")
+        yield
     finally:
-        for daemon in daemons:
+        for daemon in started:
             daemon.terminate()
             daemon.wait(20)
-        os.kill(munged, signal.SIGTERM)
-        config.unlink()
 
 
-def study(root, environment):
-    command = [
-        sys.executable,
-        ROOT / "reproduce" / "run.py",
-        "--root",
-        root,
-        "--cluster",
-        ROOT / "reproduce" / "slurm",
-    ]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+def node_states():
+    return subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True).stdout
+
+
+def run_study(root):
+    command = [sys.executable, RUN, "--root", root, "--cluster", ROOT / "reproduce" / "slurm"]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
 def test_each_seed_is_a_job_and_what_failed_is_run_again(scheduler, root):
-    environment = scheduler | {"PYTHONPATH": str(ROOT)}
     (root / "fail1").touch()
-    first = study(root, environment)
+    first = run_study(root)
     assert first.returncode == 1, first.stderr
     assert "FAILED t2i-seed1" in first.stderr
     (root / "fail1").unlink()
-    second = study(root, environment)
+    second = run_study(root)
     assert second.returncode == 0, second.stderr
-    ran = [int(line.split()[0]) for line in (root / "ran").read_text().splitlines()]
-    assert sorted(ran) == [0, 1, 1, 2]
-    assert (
-        "| t2i | bpgo | 3 |" in (root / "reproduce" / "results" / "quick" / "table.md").read_text()
-    )
+    assert sorted(ran(root)) == ["0", "1", "1", "2"]
+    table = root / "reproduce" / "results" / "quick" / "table.md"
+    assert "| t2i | bpgo | 3 |" in table.read_text()

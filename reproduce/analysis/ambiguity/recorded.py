@@ -6,6 +6,7 @@ A group is reliable if its rewards agree with the truth.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ import pandas as pd
 
 from bpgo.analysis.runs import prompt_facts
 from bpgo.analysis.statistics import auroc, rank_correlation
-from bpgo.config import Config, read_config
+from bpgo.config import read_config
 from bpgo.prompts import images_of, key_of, read_prompts
 from bpgo.reference import first_frame_rewards
 from reproduce.analysis.ambiguity.drawings import rewards_of, synonyms, world
@@ -68,15 +69,8 @@ def groups(plan: pd.DataFrame, records: dict[str, dict]) -> pd.DataFrame:
 def _groups(task: str, seed: int, record: dict) -> pd.DataFrame:
     config = read_config(f"{task}-tiny")
     file = record["settings"].get("evaluation.prompts", config.evaluation.prompts)
-    prompts, captions = read_prompts(file), world(task).captions
-    first_frame = _first_frame(task, config, prompts)
-    facts = {
-        "task": task,
-        "seed": seed,
-        "prompt": [key_of(prompt) for prompt in prompts],
-        "synonyms": [synonyms(prompt, captions) for prompt in prompts],
-        **prompt_facts(file, prompts),
-    }
+    facts, first_frame = _facts(task, file)
+    prompts = facts["prompt"]
     parts: list[pd.DataFrame] = []
     for stage, iteration in enumerate(sorted(record["groups"], key=int)):
         found = pd.DataFrame(record["groups"][iteration], dtype=float)
@@ -93,18 +87,31 @@ def _groups(task: str, seed: int, record: dict) -> pd.DataFrame:
             "spread": found["reward_std"],
             "two rewards agree": found.get("judges_agree", np.nan),
         }
-        place = {"stage": stage, "iteration": int(iteration), "flat": found["signal"] == 0}
-        parts.append(found.assign(**facts, **place, **signals))
+        place = {"seed": seed, "stage": stage, "iteration": int(iteration)}
+        flat = found["signal"] == 0
+        parts.append(found.assign(**facts, **place, flat=flat, **signals))
     return pd.concat(parts)
 
 
-def _first_frame(task: str, config: Config, prompts: list[str]) -> np.ndarray | float:
-    """The first-frame prior of each prompt, NaN if the prompts have no images."""
+@cache
+def _facts(task: str, file: str) -> tuple[dict, np.ndarray | float]:
+    """Columns that describe the prompts of a file, and the first-frame prior of each prompt.
+
+    The latter is NaN if the prompts have no images.
+    """
+    prompts, captions = read_prompts(file), world(task).captions
+    facts = {
+        "task": task,
+        "prompt": [key_of(prompt) for prompt in prompts],
+        "synonyms": [synonyms(prompt, captions) for prompt in prompts],
+        **prompt_facts(file, prompts),
+    }
     if images_of(prompts) is None:
-        return np.nan
-    still = SimpleNamespace(frames=config.generator.frames, device="cpu")  # needs no generator
+        return facts, np.nan
+    frames = read_config(f"{task}-tiny").generator.frames
+    still = SimpleNamespace(frames=frames, device="cpu")  # a still video needs no generator
     table = first_frame_rewards(still, rewards_of(task)[0], prompts)
-    return np.array([table[key_of(prompt)] for prompt in prompts])
+    return facts, np.array([table[key] for key in facts["prompt"]])
 
 
 def reliability(
