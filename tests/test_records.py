@@ -1,3 +1,5 @@
+"""Records: what is shown, what is written, and when two of them agree."""
+
 import os
 import subprocess
 import sys
@@ -14,11 +16,9 @@ VALUES = {"before": {"reward": 0.25, "seeds": 3}, "grpo": {"reward": 0.5, "seeds
 
 
 def test_a_record_comes_back_from_its_file_as_it_was(tmp_path):
-    folder = tmp_path / "new" / "folder"
-    context = {"seeds": [0]}
-    written = record(
-        "t2i", VALUES, folder, rtol=0.1, atol=0.2, context=context, uncompared=["note"]
-    )
+    folder, context = tmp_path / "new" / "folder", {"seeds": [0]}
+    bounds = dict(rtol=0.1, atol=0.2, uncompared=["note"])
+    written = record("t2i", VALUES, folder, context=context, **bounds)
     assert read_records(folder) == [written]
     assert written["values"] == VALUES
     assert (written["rtol"], written["atol"], written["uncompared"]) == (0.1, 0.2, ["note"])
@@ -34,18 +34,10 @@ def test_records_are_read_in_the_order_of_their_names(tmp_path):
 
 
 def test_array_scalars_and_arrays_become_plain_numbers():
-    values = {
-        "numpy": np.float32(0.5),
-        "torch": torch.tensor(2),
-        "all": np.arange(2),
-        "pair": (1, 2.0),
-    }
-    assert record("x", values)["values"] == {
-        "numpy": 0.5,
-        "torch": 2,
-        "all": [0, 1],
-        "pair": [1, 2.0],
-    }
+    scalars = {"numpy": np.float32(0.5), "torch": torch.tensor(2)}
+    values = scalars | {"all": np.arange(2), "pair": (1, 2.0)}
+    expected = {"numpy": 0.5, "torch": 2, "all": [0, 1], "pair": [1, 2.0]}
+    assert record("x", values)["values"] == expected
 
 
 @pytest.mark.parametrize(
@@ -58,27 +50,30 @@ def test_a_number_that_is_not_finite_is_refused_by_its_key(bad, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "error", "says"),
+    ("name", "values", "error", "message"),
     [
         ("../x", {"a": 1}, ValueError, "file name"),
         ("x", {"a": {"b": object()}}, TypeError, r"x\.a\.b is a object"),
         ("x", 3.0, TypeError, "dict of named values"),
     ],
 )
-def test_what_cannot_be_recorded_is_refused(name, values, error, says):
-    with pytest.raises(error, match=says):
+def test_what_cannot_be_recorded_is_refused(name, values, error, message):
+    with pytest.raises(error, match=message):
         record(name, values)
 
 
 def test_a_failed_write_leaves_the_old_record(tmp_path, monkeypatch):
+    def full(*paths):
+        raise OSError("disk full")
+
     record("x", {"a": 1}, tmp_path)
-    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="disk full"):
         record("x", {"a": 2}, tmp_path)
     assert read_records(tmp_path)[0]["values"] == {"a": 1}
 
 
-def test_what_is_no_record_is_named(tmp_path):
+def test_what_is_not_a_record_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_records(tmp_path / "nowhere")
     (tmp_path / "other.json").write_text('{"loss": 1}')
@@ -94,14 +89,13 @@ def test_agree_allows_what_the_expected_record_allows():
     assert agree(expected, record("x", {"a": {"r": 100.9, "zero": 9e-4}}, rtol=0, atol=0)) == []
     assert agree(expected, record("x", {"a": {"r": 101, "zero": 0}})) == []
     lines = agree(expected, record("x", {"a": {"r": 101.1, "zero": -2e-3}}, rtol=1, atol=1))
-    assert [line.split(" (")[0] for line in lines] == [
-        "x.a.r is 101.1, expected 100.0",
-        "x.a.zero is -0.002, expected 0.0",
-    ]
+    differences = [line.split(" (")[0] for line in lines]
+    first, second = "x.a.r is 101.1, expected 100.0", "x.a.zero is -0.002, expected 0.0"
+    assert differences == [first, second]
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "difference"),
     [
         ({"n": 4, "l": [1.0], "s": "a"}, "x.n is 4, expected 3"),
         ({"n": True, "l": [1.0], "s": "a"}, "x.n is True, expected 3"),
@@ -111,9 +105,9 @@ def test_agree_allows_what_the_expected_record_allows():
         ({"n": 3, "l": [1.0], "s": "b"}, "x.s is 'b', expected 'a'"),
     ],
 )
-def test_agree_wants_integers_strings_and_shapes_equal(value, says):
+def test_integers_strings_and_shapes_must_be_equal(value, difference):
     (line,) = agree(record("x", {"n": 3, "l": [1.0], "s": "a"}, rtol=1), record("x", value))
-    assert line.startswith(says)
+    assert line.startswith(difference)
 
 
 def test_agree_leaves_out_what_depends_on_the_machine():
@@ -136,17 +130,16 @@ def test_outside_ipython_the_table_is_printed(capsys):
 def test_inside_ipython_the_table_is_shown_with_its_bundle(monkeypatch, capsys):
     shown = []
     display = SimpleNamespace(display=lambda bundle, raw: shown.append((bundle, raw)))
-    monkeypatch.setitem(
-        sys.modules, "IPython", SimpleNamespace(get_ipython=object, display=display)
-    )
-    whole = record("x", {"a": 0.5}, context={"seed": 1})
-    # What depends on the checkout or the run stays out, or a rebuilt notebook would always differ.
-    bundle = {key: whole[key] for key in ("name", "values", "rtol", "atol", "uncompared")}
+    ipython = SimpleNamespace(get_ipython=object, display=display)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    complete = record("x", {"a": 0.5}, context={"seed": 1})
+    # Without what depends on the checkout or the run, or a rebuilt notebook would always differ.
+    bundle = {key: complete[key] for key in ("name", "values", "rtol", "atol", "uncompared")}
     assert shown == [({"text/plain": "a  0.5", MIME: bundle}, True)]
     assert capsys.readouterr().out == ""
 
 
-def test_the_code_is_named_by_commit_and_by_whether_it_was_changed(tmp_path, monkeypatch):
+def test_the_code_is_named_by_its_commit_and_by_whether_it_was_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "CHECKOUT", tmp_path)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     assert records.code_version()["commit"] == "unknown"
