@@ -1,184 +1,197 @@
-"""Guards: quiet on healthy logs, loud on each failure, and without effect on a run."""
+"""Guards: silent on healthy logs, a message for each failure, and no effect on a run."""
 
 import warnings
 
 import pytest
 import torch
 
-from bpgo import guards, objective
-from bpgo.config import build_config
-from bpgo.trainer import Trainer, read_log
+from bpgo import guards
+from bpgo.diagnostics import group_diagnostics
+from bpgo.files import read_log
+from bpgo.registry import TABLES, arguments, find
+from tests.small_trainers import all_equal
 
 G = 12
+HYPERPARAMETERS = {"alpha": 0.5, "k": 2.0, "lam": 5.0, "beta": 0.5}
 
 
-def lines(rewards, prior=0.0, name="bpgo"):
-    """Log lines of what an objective makes of iterations of rewards (iterations, N, G)."""
+def rows(rewards, prior=0.0, name="bpgo"):
+    """Log rows that an objective makes of the rewards of iterations, (iterations, N, G)."""
+    objective = find("objective", name)
+    fixed = arguments(objective, HYPERPARAMETERS, {}, name, passed=2)
     made = []
     for batch in rewards:
-        advantages = objective.OBJECTIVES[name](batch, prior, alpha=0.5, k=2.0, lam=5.0, beta=0.5)
-        made.append(
-            {"reward": batch.mean().item(), "prior": prior}
-            | objective.group_diagnostics(batch, advantages)
-        )
+        row = {"reward": batch.mean().item(), "prior": prior}
+        made.append(row | group_diagnostics(batch, objective(batch, prior, **fixed)))
     return made
 
 
 def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def evaluation(iteration, reward, held_out):
-    """A line of evaluations.jsonl: 24 prompts of 4 samples around these means."""
+    """A row of evaluations.jsonl: 24 prompts with 4 samples each, around these means."""
     scores = {
         "reward": reward + 0.05 * normal(24, 4),
         "held_out": held_out + 0.05 * normal(24, 4, seed=iteration),
     }
-    return {"iteration": iteration, "scores": {k: v.tolist() for k, v in scores.items()}} | {
-        k: v.mean().item() for k, v in scores.items()
-    }
+    row = {"iteration": iteration, "scores": {}}
+    for name, values in scores.items():
+        row[name] = values.mean().item()
+        row["scores"][name] = values.tolist()
+    return row
 
 
-@pytest.mark.parametrize("name", list(objective.OBJECTIVES))
-def test_healthy_rewards_are_left_in_peace(name):
-    """1 000 iterations of normal rewards around the prior, every window of them."""
-    log = lines(0.5 * normal(1000, 8, G), name=name)
+# ------------------------------------------------------------------------------- stagnation
+
+
+@pytest.mark.parametrize("name", TABLES["objective"])
+def test_healthy_rewards_raise_no_warning(name):
+    """1,000 iterations of normal rewards around the prior, and every window of them."""
+    log = rows(0.5 * normal(1000, 8, G), name=name)
     for end in range(len(log)):
         assert guards.stagnation(log[:end]) is None
         assert guards.concentration(log[:end], G) is None
 
 
-@pytest.mark.parametrize(("size", "flat"), [(6, 2), (8, 3), (12, 3), (12, 7)])
-def test_groups_without_differences_are_no_concentration(size, flat):
-    rewards = normal(300, 8, size)
-    rewards[:, :flat] = 1.0
-    log = lines(rewards, name="grpo")
-    assert not any(guards.concentration(log[:end], size) for end in range(len(log)))
-
-
-def test_weights_a_hair_below_one_are_no_stagnation():
-    assert (
-        guards.stagnation(lines(0.01 * normal(guards.WINDOW, 8, G), prior=0.05, name="ras")) is None
-    )
+def test_weights_a_little_below_one_are_not_stagnation():
+    log = rows(0.01 * normal(guards.WINDOW, 8, G), prior=0.05, name="ras")
+    assert guards.stagnation(log) is None
 
 
 def test_a_prior_above_all_groups_is_stagnation():
-    log = lines(normal(guards.WINDOW, 8, G), prior=50.0, name="ras")
-    words = guards.stagnation(log)
-    assert "by 50%" in words and "the prior (50)" in words and "running_mean" in words
-    assert guards.stagnation(log[1:]) is None, "not yet"
-    assert guards.stagnation(lines(normal(1, 8, G), name="ras") + log[1:]) is None, (
-        "one iteration had a trusted group"
-    )
-    assert guards.stagnation(lines(normal(guards.WINDOW, 8, G), prior=50.0, name="grpo")) is None, (
-        "GRPO weighs nothing"
-    )
+    log = rows(normal(guards.WINDOW, 8, G), prior=50.0, name="ras")
+    message = guards.stagnation(log)
+    assert "by 50%" in message
+    assert "the prior (50)" in message
+    assert "running_mean" in message
 
 
-def test_groups_of_equal_rewards_are_stagnation():
+def test_a_prior_above_all_groups_is_not_stagnation_too_early_or_for_an_objective_without_weights():
+    log = rows(normal(guards.WINDOW, 8, G), prior=50.0, name="ras")
+    assert guards.stagnation(log[1:]) is None
+    with_a_trusted_group = rows(normal(1, 8, G), name="ras") + log[1:]
+    assert guards.stagnation(with_a_trusted_group) is None
+    unweighted = rows(normal(guards.WINDOW, 8, G), prior=50.0, name="grpo")
+    assert guards.stagnation(unweighted) is None
+
+
+def test_groups_of_equal_rewards_are_stagnation_if_they_are_most():
     rewards = normal(guards.WINDOW, 8, G)
     rewards[:, :5] = 1.0
-    assert "62% of the groups" in guards.stagnation(lines(rewards, name="grpo"))
-    rewards[:, 4] = normal(G)
-    assert guards.stagnation(lines(rewards, name="grpo")) is None, "half of them is not most"
+    assert "62% of the groups" in guards.stagnation(rows(rewards, name="grpo"))
+    rewards[:, 4] = normal(G)  # half of them is not most
+    assert guards.stagnation(rows(rewards, name="grpo")) is None
+
+
+# --------------------------------------------------------------------------- concentration
+
+
+@pytest.mark.parametrize(("size", "flat"), [(6, 2), (8, 3), (12, 3), (12, 7)])
+def test_groups_of_equal_rewards_are_not_concentration(size, flat):
+    rewards = normal(300, 8, size)
+    rewards[:, :flat] = 1.0
+    log = rows(rewards, name="grpo")
+    for end in range(len(log)):
+        assert guards.concentration(log[:end], size) is None
 
 
 def test_one_sample_against_the_rest_is_concentration():
     rewards = torch.zeros(guards.WINDOW, 8, G, dtype=torch.float64)
     rewards[..., 3] = 1.0
-    words = guards.concentration(lines(rewards, name="grpo"), G)
-    assert "an effective 3.7 of 12" in words and "3.7 is a single one" in words
-    assert guards.concentration(lines(rewards, name="grpo")[1:], G) is None, "not yet"
+    log = rows(rewards, name="grpo")
+    message = guards.concentration(log, G)
+    assert "an effective 3.7 of 12" in message
+    assert "3.7 is one sample against the rest" in message
+    assert guards.concentration(log[1:], G) is None  # too early
 
 
 def test_small_groups_cannot_be_concentrated():
     rewards = torch.zeros(guards.WINDOW, 8, 4, dtype=torch.float64)
     rewards[..., 3] = 1.0
-    assert guards.concentration(lines(rewards, name="grpo"), 4) is None
+    assert guards.concentration(rows(rewards, name="grpo"), 4) is None
+
+
+# ----------------------------------------------------------------------- over-optimisation
 
 
 def test_a_reward_that_rises_while_the_held_out_one_falls_is_over_optimisation():
     good = [evaluation(0, 0.5, 0.30), evaluation(25, 0.6, 0.50)]
     assert guards.over_optimisation(good, ["held_out"]) is None
-    words = guards.over_optimisation([*good, evaluation(50, 0.7, 0.35)], ["held_out"])
-    assert "since iteration 25" in words and "held_out fell from 0.5" in words
-    assert guards.over_optimisation([*good, evaluation(50, 0.55, 0.35)], ["held_out"]) is None, (
-        "both fell: another failure"
-    )
-    assert guards.over_optimisation([*good, evaluation(50, 0.7, 0.35)], []) is None, (
-        "nothing to compare with"
-    )
+    message = guards.over_optimisation([*good, evaluation(50, 0.7, 0.35)], ["held_out"])
+    assert "since iteration 25" in message
+    assert "held_out has fallen from 0.5" in message
 
 
-def test_a_fall_within_the_noise_is_none():
-    alarms = sum(
-        guards.over_optimisation(
-            [evaluation(s, 0.5, 0.5), evaluation(s + 1000, 0.6, 0.5)], ["held_out"]
-        )
-        is not None
-        for s in range(300)
-    )
-    assert alarms <= 3, "three standard errors, one-sided, with 23 degrees of freedom: .3 % of 300"
+def test_two_rewards_that_fall_are_another_failure_and_one_alone_has_no_comparison():
+    good = [evaluation(0, 0.5, 0.30), evaluation(25, 0.6, 0.50)]
+    assert guards.over_optimisation([*good, evaluation(50, 0.55, 0.35)], ["held_out"]) is None
+    assert guards.over_optimisation([*good, evaluation(50, 0.7, 0.35)], []) is None
+
+
+def test_a_fall_within_the_noise_is_not_over_optimisation():
+    """Three standard errors, one-sided, with 23 degrees of freedom: .3% of 300."""
+    alarms = 0
+    for seed in range(300):
+        log = [evaluation(seed, 0.5, 0.5), evaluation(seed + 1000, 0.6, 0.5)]
+        alarms += guards.over_optimisation(log, ["held_out"]) is not None
+    assert alarms <= 3
+
+
+# ------------------------------------------------------------------------------------ runs
 
 
 @pytest.fixture
-def make(tiny_folder, tmp_path):
-    def make(name, **changes):
-        tree = {
-            "generator": {"path": str(tiny_folder), "height": 16, "width": 16},
-            "reward": {"name": "redness"},
-            "prompts": "given",
-            "groups": 2,
-            "group_size": 2,
-            "iterations": 2 * guards.WINDOW,
-            "prior": {"name": "constant", "value": 100.0},
-            "sampling": {"steps": 2, "shift": 1.0, "noise_level": 0.7},
-            "evaluation": {"samples": 1, "steps": 2},
-        }
-        red = lambda pixels, prompts: pixels[:, 0].mean((1, 2))
-        return Trainer(
-            build_config(tree | changes),
-            tmp_path / name,
-            reward=red,
-            prompts=["a shape", "a red circle"],
-            progress=False,
+def stagnating(make, tmp_path):
+    """A trainer in a folder of this name, whose prior is above all rewards."""
+
+    def stagnating(name, iterations=2 * guards.WINDOW, **changes):
+        return make(
+            output=tmp_path / name,
+            iterations=iterations,
+            group_size=2,
+            prior={"name": "constant", "value": 100.0},
+            generator={"height": 16, "width": 16},
+            sampling={"steps": 2},
+            evaluation={"samples": 1},
+            **changes,
         )
 
-    return make
+    return stagnating
 
 
-def test_a_run_warns_once_and_goes_on(make):
-    trainer = make("run")
-    with pytest.warns(
-        guards.TrainingWarning,
-        match="stagnation, at iteration 10: RAS has weighted down every group",
-    ) as seen:
+def test_a_run_warns_once_and_continues(stagnating):
+    trainer = stagnating("run")
+    message = "stagnation, at iteration 10: RAS has weighted down every group"
+    with pytest.warns(guards.TrainingWarning, match=message) as seen:
         trainer.train()
     assert len([w for w in seen if w.category is guards.TrainingWarning]) == 1
-    (line,) = read_log(trainer.output / "warnings.jsonl")
-    assert (line["iteration"], line["guard"]) == (10, "stagnation")
-    assert trainer.finished
+    (row,) = read_log(trainer.output / "warnings.jsonl")
+    assert (row["iteration"], row["guard"]) == (10, "stagnation")
+    assert trainer.complete
 
 
-def test_one_setting_silences_them_and_moves_nothing_else(make):
+def test_one_setting_turns_them_off_and_changes_nothing_else(stagnating, one_thread):
+    loud, silent = stagnating("loud"), stagnating("silent", guards=False)
     with pytest.warns(guards.TrainingWarning):
-        (loud := make("loud")).train()
+        loud.train()
     with warnings.catch_warnings():
         warnings.simplefilter("error", guards.TrainingWarning)
-        (silent := make("silent", guards=False)).train()
+        silent.train()
     assert not (silent.output / "warnings.jsonl").exists()
-    assert (loud.output / "metrics.jsonl").read_text() == (
-        silent.output / "metrics.jsonl"
-    ).read_text()
-    for name, p in loud.parameters.items():
-        assert torch.equal(p, silent.parameters[name])
+    expected = (loud.output / "metrics.jsonl").read_text()
+    assert (silent.output / "metrics.jsonl").read_text() == expected
+    assert all_equal(loud.parameters, silent.parameters)
 
 
-def test_a_resumed_run_does_not_say_it_again_and_may_be_silenced(make):
+def test_a_resumed_run_does_not_warn_again_and_may_turn_them_off(stagnating):
     with pytest.warns(guards.TrainingWarning):
-        make("run", iterations=guards.WINDOW).train()
+        stagnating("run", iterations=guards.WINDOW).train()
     with warnings.catch_warnings():
         warnings.simplefilter("error", guards.TrainingWarning)
-        (longer := make("run")).train()
-        make("run", iterations=2 * guards.WINDOW + 1, guards=False).train()
+        longer = stagnating("run")
+        longer.train()
+        stagnating("run", iterations=2 * guards.WINDOW + 1, guards=False).train()
     assert len(read_log(longer.output / "warnings.jsonl")) == 1
