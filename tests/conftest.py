@@ -261,6 +261,7 @@ def resume_presets(trees, clip_folder, video_reward_folder, tmp_path_factory):
 
     folder, presets = tmp_path_factory.mktemp("presets"), {}
     of_task = {
+        "t2i": {"generator": {"height": 16, "width": 16}},
         "t2v": {"prior": {"name": "running_mean"}},
         "i2v": {"prior": {"name": "first_frame"}, "sampling": {"window": 1}},
     }
@@ -276,7 +277,7 @@ def resume_presets(trees, clip_folder, video_reward_folder, tmp_path_factory):
             "optimiser": {"ema_decay": 0.5},
         }
         presets[task] = folder / f"{task}.yaml"
-        tree = merged(merged(tree, changes), of_task.get(task, {}))
+        tree = merged(merged(tree, changes), of_task[task])
         presets[task].write_text(yaml.safe_dump(tree))
     return presets
 

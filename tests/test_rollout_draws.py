@@ -41,8 +41,8 @@ def test_without_a_window_all_but_the_last_step_carry_noise_and_a_fraction_is_tr
     sigmas = sigma_grid(steps, 3.0)
     assert drawn.sigmas == sigmas.tolist()
     assert drawn.schedule == find("schedule", schedule)
-    assert [s > 0 for s in drawn.noise] == [True] * (steps - 1) + [False]
-    assert drawn.noise == noise_levels(drawn.schedule, sigmas, 0.5, set(range(steps)))
+    assert [s > 0 for s in drawn.noise_std] == [True] * (steps - 1) + [False]
+    assert drawn.noise_std == noise_levels(drawn.schedule, sigmas, 0.5, set(range(steps)))
     assert list(drawn.trained) == sorted(set(drawn.trained))
     assert set(drawn.trained) <= set(range(steps - 1))
     expected = share * (steps - 1)
@@ -61,7 +61,7 @@ def test_with_a_window_that_many_consecutive_steps_carry_noise_and_are_trained(
     first = drawn.trained[0]
     assert drawn.trained == tuple(range(first, first + window))
     assert drawn.trained[-1] <= steps - 2
-    assert tuple(i for i, s in enumerate(drawn.noise) if s > 0) == drawn.trained
+    assert tuple(i for i, s in enumerate(drawn.noise_std) if s > 0) == drawn.trained
 
 
 def test_every_noisy_step_is_trained_about_equally_often():
