@@ -121,17 +121,17 @@ def test_a_failing_cell_fails_the_run_and_is_shown(dummy, capfd):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "timeout", "message"),
     [
-        ("import os; os.kill(os.getpid(), 9)", "the kernel died"),
-        ("import time; time.sleep(60)", "timed out"),
-        ("output = ''", "left no record in"),
+        ("import os; os.kill(os.getpid(), 9)", 300, "the kernel died"),
+        ("import time; time.sleep(60)", 3, "timed out"),
+        ("output = ''", 300, "left no record in"),
     ],
 )
-def test_a_run_that_cannot_be_trusted_fails(line, message, dummy, capfd):
+def test_a_run_that_cannot_be_trusted_fails(line, timeout, message, dummy, capfd):
     script = dummy / "notebooks" / f"{NAME}.py"
     script.write_text(script.read_text().replace("if fail:", f"{line}\nif fail:"))
-    words = ["--timeout", 3, "-p", f"output={dummy}"]
+    words = ["--timeout", timeout, "-p", f"output={dummy}"]
     assert command(dummy, "run", NAME, dummy / "out.ipynb", *words) == 1
     assert message in capfd.readouterr().err
 
