@@ -27,3 +27,5 @@ from .rewards import load_reward as load_reward
 from .sde import sde_step as sde_step
 from .sde import sigma_grid as sigma_grid
 from .trainer import Trainer as Trainer
+
+__version__: str

@@ -251,6 +251,8 @@ class EvaluationConfig:
 
 @settings
 class Config:
+    """All settings of a run. `read_config` makes one from a preset."""
+
     generator: GeneratorConfig
     reward: Annotated[Rewards, Field(min_length=1)]
     """One reward, or a list: their scaled values are added."""

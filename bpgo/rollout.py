@@ -119,6 +119,9 @@ def draw_steps(sampling: SamplingConfig, rng: random.Random) -> Steps:
     """
     sigmas = sigma_grid(sampling.steps, sampling.shift)
     schedule = find("schedule", sampling.schedule)
+    if not isinstance(schedule, Schedule):
+        found = type(schedule).__name__
+        raise TypeError(f"schedule {sampling.schedule!r} is a {found}: make it a bpgo.sde.Schedule")
     noisy_steps = sampling.steps - 1
     if sampling.window is None:
         carrying = range(noisy_steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,9 +24,9 @@ from bpgo.objective import Advantages, check_advantages
 from bpgo.priors import Prior
 from bpgo.prompts import images_of, read_prompts
 from bpgo.reference import cache_file, weights_fingerprint
-from bpgo.registry import arguments, find, name_of
+from bpgo.registry import TABLES, arguments, find, name_of
 from bpgo.rewards import Reward, load_rewards
-from bpgo.rollout import row_noise
+from bpgo.rollout import draw_steps, row_noise
 
 POLICY_SETTINGS = (
     "height",
@@ -41,10 +42,11 @@ POLICY_SETTINGS = (
 CHANGEABLE = ("iterations:", "checkpoint_every:", "tracker:", "guards:")
 
 
-def with_names(
-    config: Config, objective: Callable | None, prior: Prior | None, reward: Reward | None
-) -> Config:
+def with_names(config: Config, policy, objective, prior, reward) -> Config:
     """The config with the names of objects that were given in place of what it names."""
+    if policy is not None and name_of(policy) not in TABLES["generator"].values():
+        named = dataclasses.replace(config.generator, policy=name_of(policy))
+        config = dataclasses.replace(config, generator=named)
     if objective is not None:
         named = dataclasses.replace(config.objective, name=name_of(objective))
         config = dataclasses.replace(config, objective=named)
@@ -53,6 +55,22 @@ def with_names(
     if reward is not None:
         config = dataclasses.replace(config, reward=[RewardConfig(name=name_of(reward))])
     return config
+
+
+def check_settings(config: Config, given: dict[str, object]) -> None:
+    """Check what the config names and how it samples, before anything large is loaded.
+
+    given: by kind, the object that was passed instead of what the config names, or None. Raises
+    ValueError as `registry.find` and `draw_steps` do.
+    """
+    names = [("objective", config.objective.name), ("prior", config.prior.name)]
+    names += [("reward", reward.name) for reward in config.reward]
+    names = [(kind, name) for kind, name in names if given[kind] is None]
+    names += [("reward", reward.name) for reward in config.evaluation.held_out]
+    names += [("metric", name) for name in config.evaluation.metrics]
+    for kind, name in names:
+        find(kind, name)
+    draw_steps(config.sampling, random.Random())
 
 
 # ---------------------------------------------------------------------------------------- folders

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import json
-import random
 import shutil
 import warnings
 from collections.abc import Callable
@@ -44,7 +43,7 @@ from bpgo.priors import Prior
 from bpgo.prompts import key_of
 from bpgo.registry import name_of
 from bpgo.rewards import Reward, checked, collect, load_rewards, submit, total
-from bpgo.rollout import Batch, Rollout, draw_batch, draw_steps, sample_groups
+from bpgo.rollout import Batch, Rollout, draw_batch, sample_groups
 from bpgo.timing import Clock
 from bpgo.update import update_policy
 
@@ -77,11 +76,12 @@ class Trainer:
         metrics: dict[str, Metric] | None = None,
         progress: bool = True,
     ):
-        self.config = config = setup.with_names(config, objective, prior, reward)
+        self.config = config = setup.with_names(config, policy, objective, prior, reward)
         self.output, self.progress = Path(output), progress
         self.iteration, self.saved_iteration, self.optimiser_steps = 0, None, 0
         self.prompts, self.evaluation_prompts = setup.load_prompts(config, prompts)
-        draw_steps(config.sampling, random.Random())  # refuses steps that do not fit
+        given = {"objective": objective, "prior": prior, "reward": reward}
+        setup.check_settings(config, given)
         setup.open_output(self.output, config)
         tracker = None if config.tracker == "none" else config.tracker
         self.accelerator = Accelerator(

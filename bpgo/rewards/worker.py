@@ -89,7 +89,7 @@ def _serve(pipe, given: dict) -> None:
     try:
         reward = load_reward(**given)
     except Exception as error:  # raised in the process that asked
-        pipe.send(error)
+        pipe.send(_portable(error))
         return
     pipe.send(None)
     while True:
@@ -100,4 +100,11 @@ def _serve(pipe, given: dict) -> None:
         try:
             pipe.send(reward(pixels, prompts))
         except (RewardError, MemoryError) as error:
-            pipe.send(error)
+            pipe.send(_portable(error))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself, or its text as a RewardError if the class may not survive the journey."""
+    if type(error) in (RewardError, ValueError, TypeError, OSError, FileNotFoundError, MemoryError):
+        return error
+    return RewardError(f"{type(error).__name__}: {error}")
