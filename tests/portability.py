@@ -36,7 +36,7 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = Path("bpgo", "checkpoints")
 MOVED = "moved"
-AS_SHIPPED = "not shipped_is_small and not the_committed_ones"  # neither holds of moved weights
+AS_SHIPPED = "not files_are_small and not are_the_committed_ones"  # neither holds of moved weights
 MOVE = 0.9e-6  # so that rounding the product to float32 keeps the move below 1e-6
 USUAL = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 VECTORS = " ".join(np.show_config(mode="dicts")["SIMD Extensions"].get("found", []))

@@ -76,7 +76,7 @@ def test_the_guidance_scale_matters_only_if_it_is_embedded(flux, schnell):
         low, high = (FluxPolicy(pipeline, height=32, width=32, guidance=g) for g in (1.0, 8.0))
         cond = low.encode(PROMPTS[:1])
         change = (low.velocity(x, 0.5, cond) - high.velocity(x, 0.5, cond)).abs().max()
-        assert change > 1e-3 if matters else change < 1e-6
+        assert change > 1e-3 if matters else change < 1e-5
 
 
 def test_sigma_may_differ_from_row_to_row(flux):

@@ -39,7 +39,8 @@ def test_probabilities_of_captions_are_those_of_all_their_descriptions():
 
 
 def test_the_nearest_image_is_found():
-    pixels, bank = torch.rand(20, 50, generator=generator()), torch.rand(30, 50)
+    pixels = torch.rand(20, 50, generator=generator())
+    bank = torch.rand(30, 50, generator=generator(1))
     distances = (pixels[:, None] - bank).square().sum(2).sqrt()
     distance, index = shared.nearest(pixels, bank)
     torch.testing.assert_close(distance, distances.min(1).values, atol=1e-4, rtol=0)
