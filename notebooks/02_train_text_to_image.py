@@ -4,7 +4,7 @@
 #     smallest:
 #       objectives: [grpo, bpgo]
 #       iterations: 2
-#       evaluate_every: 1
+#       evaluate_every: 2
 #       overrides: [groups=2, group_size=4, sampling.steps=3, evaluation.steps=2, evaluation.samples=2]
 #   jupytext:
 #     text_representation:

@@ -5,7 +5,7 @@
 #       objectives: [bpgo]
 #       iterations: 2
 #       evaluate_every: 2
-#       overrides: [groups=2, group_size=4, sampling.steps=3, "sampling.window_range=[0, 2]", evaluation.steps=2, evaluation.samples=2, prompts=prompts/clip-evaluation.jsonl]
+#       overrides: [groups=2, group_size=4, sampling.steps=3, "sampling.window_range=[0, 2]", evaluation.steps=2, evaluation.samples=2]
 #   jupytext:
 #     text_representation:
 #       extension: .py

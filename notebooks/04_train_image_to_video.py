@@ -6,7 +6,7 @@
 #       iterations: 2
 #       low_noise_iterations: 1
 #       evaluate_every: 2
-#       overrides: [groups=2, group_size=8, sampling.steps=4, sampling.window=1, "sampling.window_range=[0, 2]", evaluation.steps=2, evaluation.samples=2, prompts=prompts/image-clip-evaluation.jsonl]
+#       overrides: [groups=2, group_size=8, sampling.steps=4, sampling.window=1, "sampling.window_range=[0, 2]", evaluation.steps=2, evaluation.samples=2]
 #   jupytext:
 #     text_representation:
 #       extension: .py

@@ -70,7 +70,7 @@ def test_a_study_trains_in_two_processes(tmp_path, monkeypatch):
     words.write_text("a red circle\na shape")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    overrides = [f"evaluation.prompts={words}"]
+    overrides = [f"prompts={words}", f"evaluation.prompts={words}"]
     overrides += ["evaluation.metrics=[]", "evaluation.held_out=null"]
     command = [sys.executable, "-c", IN_TWO, tmp_path / "two", *SMALL, *overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
