@@ -17,6 +17,7 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from types import FunctionType
 
 from docutils import nodes
 from sphinx.cmd.build import main as sphinx_build
@@ -35,7 +36,10 @@ mathjax_path = "tex-svg.js"
 
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # it would come from the network; each slider has a still image beside it
-suppress_warnings = ["mystnb.unknown_mime_type"]  # records for machines, shown as text too
+suppress_warnings = [
+    "mystnb.unknown_mime_type",  # records for machines, which are shown as text too
+    "ref.python",  # a name such as Scene, which more than one world has
+]
 nb_mime_priority_overrides = [("html", "image/gif", 25)]
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
@@ -43,6 +47,7 @@ myst_heading_anchors = 3
 default_role = "py:obj"  # `name` in a docstring becomes a link if there is such an object
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format, autodoc_use_type_comments = "short", False
+autodoc_inherit_docstrings = False  # torch's would be shown for every `forward`
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
@@ -52,38 +57,62 @@ toc_object_entries_show_parents = "hide"
 
 def setup(app):
     app.connect("autodoc-process-docstring", as_rst)
-    app.connect("autodoc-skip-member", skip_field)
+    app.connect("autodoc-skip-member", skip_member)
     app.connect("doctree-read", describe_figures)
 
 
 def as_rst(app, what, name, object, options, lines):
     """Turn a docstring, which is plain text, into reStructuredText, in place.
 
-    Paragraphs, lists and indented blocks are kept. What reStructuredText would take for markup is
-    escaped, except in backticks.
+    Paragraphs and lists stay. A block indented by four spaces, after a blank line or a line that
+    ends with a colon, is shown as it is. Any other indented line continues the one above. What
+    reStructuredText would take for markup is escaped, except in blocks and in backticks.
     """
-    in_block = False
-    for i, line in enumerate(lines):
-        after_text = i > 0 and lines[i - 1].strip()
-        if line.startswith("    "):
-            if not in_block and not after_text:
-                in_block, lines[i] = True, f"::\n\n{line}"
+    found, in_block, in_list = [], False, False
+    for line in lines:
+        above = found[-1] if found else ""
+        if not line.strip():
+            found.append("")
+        elif line.startswith("    ") and (in_block or not above or above.endswith(":")):
+            if not in_block:
+                found += ["", "::", ""]
+            in_block = True
+            found.append(line)
+        elif line.startswith(" ") and not in_list and above:
+            found[-1] = f"{above} {escaped(line.strip())}"
         else:
-            in_block = in_block and not line
-            lines[i] = escaped(line)
-    lines[:] = "\n".join(lines).split("\n")
+            if in_block and above:
+                found.append("")
+            in_block = False
+            if not line.startswith(" "):
+                in_list = line.startswith("- ")
+            found.append(escaped(line))
+    lines[:] = found
 
 
 def escaped(line):
-    """A line without markup, except in backticks. A number at its start does not start a list."""
+    """A line in which only a name in backticks is markup, and anything else in them is code.
+
+    A number at the start of the line does not start a list.
+    """
     parts = re.split(r"(`[^`]+`)", line)
-    for i in range(0, len(parts), 2):  # the others are in backticks
-        parts[i] = re.sub(r"([*|_\\`]|(?<=^\d)\.)", r"\\\1", parts[i])
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            parts[i] = re.sub(r"([*|_\\`]|(?<=^\d)\.)", r"\\\1", part)
+        elif not re.fullmatch(r"`[\w.]+`", part):
+            parts[i] = f"`{part}`"
     return "".join(parts)
 
 
-def skip_field(app, what, name, object, skip, options):
-    """Leave out the fields of named tuples, which the docstring of the class explains."""
+def skip_member(app, what, name, object, skip, options):
+    """Leave out what is documented elsewhere.
+
+    These are the fields of named tuples, which the docstring of their class explains, and classes
+    and functions that a package only imports.
+    """
+    if what == "module" and isinstance(object, type | FunctionType):
+        if object.__module__ != app.env.temp_data.get("autodoc:module"):
+            return True
     return skip or str(object.__doc__).startswith("Alias for field number")
 
 
