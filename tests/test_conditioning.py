@@ -2,14 +2,15 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
-from bpgo.conditioning import Conditions
+from bpgo.conditioning import Conditions, encode
 from bpgo.config import build_config
 from bpgo.generators import load_generator
-from bpgo.prompts import read_prompts
+from bpgo.prompts import key_of, read_prompts
 from bpgo.setup import load_policy, make_conditions
 from tests.small_trainers import prompts_of
 
@@ -78,3 +79,58 @@ def test_processes_share_the_encoding_then_free_the_encoders(trees, tmp_path, mo
     assert moved == [("meta", len(events)), ("cpu", len(events))]
     monkeypatch.setattr(policy, "encode", None)
     assert_close(conditions(prompts), expected)
+
+
+class Encoder:
+    """A policy that encodes a text as its length and, if it has one, the mean of its image."""
+
+    device = "cpu"
+
+    def __init__(self):
+        self.encoded = []
+
+    def encode(self, prompts, images=None):
+        self.encoded.append([key_of(prompt) for prompt in prompts])
+        text = torch.zeros(len(prompts), 6, 2)
+        for row, prompt in zip(text, prompts, strict=True):
+            row[: len(prompt)] = len(prompt)
+        if images is None:
+            return {"text": text}
+        means = [float(np.asarray(image).mean()) for image in images]
+        return {"text": text, "image": torch.tensor(means)}
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_each_prompt_is_encoded_once_and_alone(on_disk, tmp_path):
+    policy = Encoder()
+    conditions = Conditions(policy, tmp_path / "conditions" if on_disk else None)
+    conditions.prepare(["aa", "", "aa"])
+    found = conditions(["bbb", "aa", "bbb", ""])
+    assert policy.encoded == [["aa"], [""], ["bbb"]]
+    expected = policy.encode(["bbb", "aa", "bbb", ""])
+    assert found.keys() == expected.keys()
+    assert torch.equal(found["text"], expected["text"])
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_equal_texts_with_two_images_are_encoded_apart(on_disk, tmp_path):
+    policy, prompts = Encoder(), prompts_of("i2v")
+    found = Conditions(policy, tmp_path / "conditions" if on_disk else None)(prompts)
+    assert len(policy.encoded) == 4
+    expected = encode(policy, prompts)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert found["image"][2] != found["image"][3]
+
+
+def test_another_run_reads_what_is_on_disk(tmp_path):
+    first, second = Encoder(), Encoder()
+    expected = Conditions(first, tmp_path)(["aa", "b"])["text"]
+    found = Conditions(second, tmp_path)(["b", "aa"])["text"]
+    assert second.encoded == []
+    assert torch.equal(found, expected.flip(0))
+
+
+def test_prompts_of_which_only_some_have_images_are_refused():
+    with pytest.raises(ValueError, match="has no image, and others have"):
+        encode(Encoder(), ["aa", *prompts_of("i2v")])
