@@ -88,16 +88,18 @@ def run_together(count, arguments, log, *disturbances):
 def _start(arguments, log, disturbances):
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(HEAVY)
-    given = (list(map(str, arguments)), str(log), disturbances)
+    given = (list(map(str, arguments)), str(log), disturbances, os.environ.get("BPGO_CACHE"))
     process = server.Process(target=_main, args=given)
     process.start()
     return process
 
 
-def _main(arguments, log, disturbances):
+def _main(arguments, log, disturbances, cache):
     out = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    if cache is not None:  # the fork server has the environment that it was started in
+        os.environ["BPGO_CACHE"] = cache
     from bpgo.__main__ import main
 
     # A disturbed process may no longer be allowed to read these.
@@ -164,6 +166,15 @@ def load_test_reward(path):
 
 
 # -------------------------------------------------------------------------------- disturbances
+
+
+def use_fsdp():
+    """Set what `accelerate launch` sets for reproduce/accelerate/fsdp2.yaml."""
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    }
 
 
 def kill(*_):

@@ -174,6 +174,7 @@ def test_cfg_gradient_changes_the_gradient_and_nothing_else(make, task):
     assert {name for name in both if both[name] != conditional[name]} == {"grad_norm"}
 
 
+@pytest.mark.usefixtures("shared_cache")
 def test_two_processes_make_the_step_of_one(resume_presets, tmp_path):
     """Each has one of the two groups.
 
