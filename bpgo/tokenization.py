@@ -28,7 +28,7 @@ def refuse_empty(prompts: list[str], clean: Callable[[str], str] = str.strip) ->
 
 
 def refuse_unknown_words(tokenizer, prompts: list[str]) -> None:
-    """Raise ValueError, naming prompt and words, for words that the tokenizer makes `unk` tokens."""
+    """Raise ValueError, naming the prompt and its words, if any become `unk` tokens."""
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown == tokenizer.eos_token_id:
         return  # byte-level tokenizers (CLIP) spell any word
