@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from bpgo import objective
+from bpgo.config import ObjectiveConfig
 from bpgo.objective import crt_rewards, group_advantages, k_from_kappa, ras_weights, sharpness
-from bpgo.registry import TABLES
+from bpgo.registry import TABLES, find
 from tests.equations import (
     HYPERPARAMETERS,
     OBJECTIVES,
@@ -382,3 +383,13 @@ def test_the_objectives_do_not_change_their_input():
     for name in OBJECTIVES:
         advantages_of(name, r, prior)
     assert torch.equal(r, kept[0]) and torch.equal(prior, kept[1])
+
+
+@pytest.mark.parametrize("name", TABLES["objective"])
+def test_the_defaults_of_an_objective_are_those_of_the_settings(name):
+    defaults = ObjectiveConfig()
+    parameters = inspect.signature(find("objective", name)).parameters.values()
+    hyperparameters = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert hyperparameters.pop("k", 1.0) == 1.0  # the settings have kappa = 1 in its place
+    assert hyperparameters == {key: getattr(defaults, key) for key in hyperparameters}
+    assert set(hyperparameters) <= {"alpha", "lam", "beta"}
