@@ -56,12 +56,12 @@ def noise(plan: pd.DataFrame, records: dict) -> Answer:
         sign * gap.difference.mean > 0 and p < 0.05
         for sign, gap, p in zip(signs, gaps, corrected, strict=True)
     ]
-    told = "; ".join(
+    finding = "; ".join(
         f"{name} {format_interval(gap.difference)}"
         for name, gap in zip(comparisons, gaps, strict=True)
     )
     holds = None if np.isnan(corrected).any() else all(as_claimed)
-    return min(gap.n for gap in gaps), f"accuracy lost: {told}", holds
+    return min(gap.n for gap in gaps), f"accuracy lost: {finding}", holds
 
 
 def normalisation(plan: pd.DataFrame, records: dict) -> Answer:
@@ -120,7 +120,7 @@ def signs(plan: pd.DataFrame, records: dict) -> Answer:
         stalled[arm] = sum(_stalls(run) for run in part)
         gamed[arm] = sum(_games(run) for run in part)
     n = min(map(len, runs.values()))
-    told = (
+    finding = (
         f"of {n} runs each: guard of stagnation, {stalled['stagnation']} stagnating and "
         f"{stalled['healthy']} healthy; trained reward up and held-out reward down, "
         f"{gamed['misalignment']} misaligned and {gamed['healthy']} healthy; second differences "
@@ -132,7 +132,7 @@ def signs(plan: pd.DataFrame, records: dict) -> Answer:
         and gamed["misalignment"] == n
         and min(unsteady["oscillation"]) > max(unsteady["healthy"])
     )
-    return n, told, bool(shown and not stalled["healthy"])
+    return n, finding, bool(shown and not stalled["healthy"])
 
 
 def _stalls(run: dict) -> bool:

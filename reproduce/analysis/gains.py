@@ -57,10 +57,10 @@ def with_ten_seeds(arm: str, earlier: str) -> Callable[[pd.DataFrame, dict], Ask
         is_earlier = (plan["experiment"] == earlier.format(task=task)) & (plan["task"] == task)
         new_seeds = ended[~ended.index.isin(plan["seed"][is_earlier])]
         new, _ = difference(new_seeds, arm, "grpo")
-        told = f"accuracy, minus GRPO {format_interval(gain)}"
+        finding = f"accuracy, minus GRPO {format_interval(gain)}"
         if new.n:
-            told += f"; the {new.n} new seeds alone {format_interval(new)}"
-        return gain.n, told, found_above(gain, p)
+            finding += f"; the {new.n} new seeds alone {format_interval(new)}"
+        return gain.n, finding, found_above(gain, p)
 
     return in_each_task("trust", answer)
 
@@ -70,13 +70,13 @@ def of_prior(
     base: str | None,
     holds: Callable[[Interval, float], bool],
     what: str,
-    beside: Callable[[pd.DataFrame, str], tuple[str, pd.Series]] | None = None,
+    other: Callable[[pd.DataFrame, str], tuple[str, pd.Series]] | None = None,
 ) -> Callable[[pd.DataFrame, dict], Asked]:
     """H9 to H11: how does an arm of priors_* compare with the arm `base`?
 
     base: None is the task's own prior. holds: whether the claim holds, by the gain and its p-value
-    corrected over all arms. what: what the gain is of, and minus what. beside: by the table of runs
-    and the task, a second comparison (its words and its base) that is reported and does not decide.
+    corrected over all arms. what: what the gain is of, and minus what. other: by the table of runs
+    and the task, a second comparison (its label and its base) that is reported and does not decide.
     """
 
     def answer(plan: pd.DataFrame, records: dict, task: str) -> Answer:
@@ -84,12 +84,12 @@ def of_prior(
         ablation = evidence.so_far(plan, records, "ablation", task, PRIMARY)
         ended = ended.assign(grpo=ablation["grpo"])
         gain, p = difference(ended, arm, base or OWN_PRIOR[task])
-        told = f"{what} {format_interval(gain)}"
-        if beside:
-            words, column = beside(ended, task)
+        finding = f"{what} {format_interval(gain)}"
+        if other:
+            label, column = other(ended, task)
             second = paired(ended[arm].to_numpy(float), column.to_numpy(float))
-            told += f"; {words} {format_interval(second.difference)}"
-        return gain.n, told, None if np.isnan(p) else bool(holds(gain, p))
+            finding += f"; {label} {format_interval(second.difference)}"
+        return gain.n, finding, None if np.isnan(p) else bool(holds(gain, p))
 
     def asked(plan: pd.DataFrame, records: dict) -> Asked:
         found = []

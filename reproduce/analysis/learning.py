@@ -23,12 +23,14 @@ def pace(plan: pd.DataFrame, records: dict, task: str) -> Answer:
         return UNKNOWN
     early = {arm: values[0].mean() for arm, values in found.items()}
     unsteady = {arm: values[1].mean() for arm, values in found.items()}
-    told = ", ".join(f"{arm.upper()} {early[arm]:.2f} / {unsteady[arm]:.2f}" for arm in OBJECTIVES)
+    finding = ", ".join(
+        f"{arm.upper()} {early[arm]:.2f} / {unsteady[arm]:.2f}" for arm in OBJECTIVES
+    )
     crt_is_unsteady = unsteady["crt"] > max(unsteady["bpgo"], unsteady["ras"])
     ras_is_slow = early["ras"] < min(early["crt"], early["bpgo"])
     seeds = min(len(values[0]) for values in found.values())
     holds = bool(crt_is_unsteady and ras_is_slow)
-    return seeds, f"means, early rise / oscillation: {told}", holds
+    return seeds, f"means, early rise / oscillation: {finding}", holds
 
 
 def gaming(plan: pd.DataFrame, records: dict, task: str) -> Answer:
@@ -53,13 +55,13 @@ def gaming(plan: pd.DataFrame, records: dict, task: str) -> Answer:
             gain.difference.low > 0 and p < 0.05
             for gain, p in zip(gains.values(), corrected, strict=True)
         )
-    told = (
+    finding = (
         f"BPGO minus GRPO at GRPO's last reward: "
         f"held-out reward {format_interval(gains['held_out'].difference)}, "
         f"accuracy {format_interval(gains['accuracy'].difference)}; BPGO reaches that reward "
         f"in {reached} of {len(both)} pairs, in the others its end is taken"
     )
-    return len(both), told, holds
+    return len(both), finding, holds
 
 
 def _at_reward(run: dict, level: float, metric: str) -> float:
@@ -99,8 +101,8 @@ def reliability(plan: pd.DataFrame, records: dict, task: str) -> Answer:
         name = f"{row.signal}, {ambiguity.STAGES[row.stage]}"
         ends.append(f"{format_interval(interval, '+.2f')} ({name})")
     clear = (found["low"] > 0) & (found["auroc_low"] > 0.5)
-    told = (
+    finding = (
         f"rank correlation with true reliability from {ends[0]} to {ends[1]}; above 0, and AUROC "
         f"above .5, in {clear.sum()} of {len(found)} cases of a prior and a stage"
     )
-    return int(found["n"].min()), told, bool(clear.all())
+    return int(found["n"].min()), finding, bool(clear.all())

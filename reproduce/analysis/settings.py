@@ -53,8 +53,10 @@ def size_alpha(plan: pd.DataFrame, records: dict) -> Answer:
     if mean.isna().any(axis=None):
         return UNKNOWN
     best = [float(value) for value in mean.idxmax(axis=1)]
-    told = ", ".join(f"G = {size}: {value:g}" for size, value in zip(mean.index, best, strict=True))
-    return _complete_seeds(ended), f"best alpha by mean: {told}", best[0] < best[-1]
+    finding = ", ".join(
+        f"G = {size}: {value:g}" for size, value in zip(mean.index, best, strict=True)
+    )
+    return _complete_seeds(ended), f"best alpha by mean: {finding}", best[0] < best[-1]
 
 
 def _complete_seeds(ended: pd.DataFrame) -> int:
