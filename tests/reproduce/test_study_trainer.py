@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from bpgo.analysis.statistics import agreement
+from bpgo.config import read_config
 from bpgo.objective import bpgo, group_advantages
 from bpgo.worlds.shapes.captions import parse
 from reproduce import study_trainer
-from reproduce.study_trainer import CORRUPTIONS, MEAN, STD
+from reproduce.study_trainer import CORRUPTIONS, MEAN, STD, StudyTrainer
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,46 @@ def test_raw_rewards_are_divided_by_the_standard_deviation_of_the_batch():
     assert found.main[1].tolist() == pytest.approx([100 * x for x in found.main[0].tolist()])
     assert found.main.std().item() == pytest.approx(1)
     assert (found.auxiliary / 0.5).std().item() == pytest.approx(1)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """Makes a StudyTrainer of two groups of four samples."""
+    small = ["groups=2", "group_size=4", "sampling.steps=3", "evaluation.samples=1"]
+    config = read_config("t2i-tiny", [*small, "evaluation.steps=2", "optimiser.updates=1"])
+
+    def make(**given):
+        return StudyTrainer(config, tmp_path / "run", progress=False, **given)
+
+    return make
+
+
+def test_an_iteration_with_the_ceiling_follows_the_truth_and_not_the_prior(trainer, monkeypatch):
+    """The truth weights the groups and is not part of the reward."""
+    made = trainer(rule="ceiling")
+    seen, compute = {}, study_trainer.Trainer.compute_advantages
+
+    def spy(trainer, batch, scores):
+        seen.update(scores)
+        return compute(trainer, batch, scores)
+
+    monkeypatch.setattr(study_trainer.Trainer, "compute_advantages", spy)
+    truth = torch.arange(8.0)
+    made.rewards["truth"] = lambda pixels, prompts: truth
+    logged = made.step()
+    assert list(seen) == ["clip"]
+    rewards = seen["clip"].view(2, 4)
+    assert logged["reward"] == pytest.approx(rewards.mean().item())
+    expected = 1 + 0.5 * agreement(rewards.numpy(), truth.view(2, 4).numpy())
+    assert logged["weight_min"] == pytest.approx(expected.min())
+    assert logged["weight_max"] == pytest.approx(expected.max())
+
+
+def test_a_corruption_changes_the_training_reward_only(trainer):
+    made = trainer(corruption="shifted", level=2.0)
+    assert made.step()["reward"] < -3
+    pixels, prompts = torch.rand(2, 3, 32, 32), ["a red circle", "a shape"]
+    assert made.metrics["reward"](pixels, prompts).min() > -1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75])
