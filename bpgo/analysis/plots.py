@@ -39,12 +39,12 @@ def method_style(name: str) -> dict[str, object]:
 
 
 def method_label(name: str) -> str:
-    """The name of a method as figures write it. Other names only lose their underscores."""
+    """The name of a method in figures. In other names, underscores become spaces."""
     return str(METHODS[name]["label"]) if name in METHODS else name.replace("_", " ")
 
 
 def new_figure(rows=1, columns=1, size=(9.0, 3.6), **keywords) -> tuple[Figure, np.ndarray]:
-    """A figure of `size` inches and its axes, always an array (rows, columns).
+    """A figure of `size` inches and its axes as an array (rows, columns).
 
     The other keyword arguments are those of `plt.subplots`.
     """

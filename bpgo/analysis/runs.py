@@ -39,7 +39,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def curve(runs: Sequence[Run], log: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Iterations (T,) that all runs logged, and the values (seeds, T) of one number there.
+    """The iterations (T,) that all runs logged, and the values (seeds, T) of one number at them.
 
     log: a field of `Run`. name: a key of the rows of that log.
     """
@@ -61,8 +61,8 @@ def oscillation(curve: np.ndarray, rise: np.ndarray | float | None = None) -> np
     """(...,) how much learning curves (..., T) oscillate: no unit, >= 0.
 
     It is the root mean square of the second differences curve[t + 1] - 2 curve[t] + curve[t - 1],
-    divided by the rise. A straight curve has 0. Independent noise of standard deviation s has
-    sqrt(6) s / rise. It is infinite if the rise is 0, and NaN for a constant curve.
+    divided by the rise. It is 0 for a straight line and sqrt(6) s / rise for independent noise of
+    standard deviation s. It is infinite if the rise is 0, and NaN for a constant curve.
 
     rise: (...,) or a number, in the unit of the curve. By default it is the absolute difference
     between the means of the last and the first fifth of the curve. To compare objectives, pass the
@@ -193,7 +193,7 @@ def scores(runs: Sequence[Run], which: int = -1) -> dict[str, np.ndarray]:
 def means_of_prompts(tables: Sequence[Mapping], metrics: Iterable[str]) -> dict[str, np.ndarray]:
     """{metric: (seeds, P)} of evaluations {metric: tensor (P, S)}, one per seed.
 
-    Only those of `metrics` that were evaluated.
+    Only those of `metrics` that were evaluated are included.
     """
     return {
         metric: np.stack([mean(table[metric].double().numpy()) for table in tables])
@@ -224,7 +224,7 @@ def contrast(after: np.ndarray, before: np.ndarray) -> tuple[float, float]:
     """Mean of the paired difference after - before, and half the width of its 95 % t interval.
 
     Both arguments are (seeds, P) or (1, P). With several seeds the interval is over seeds, and says
-    what another training would give. With one seed it is over prompts, and says only what other
+    what another training run would give. With one seed it is over prompts, and says only what other
     prompts would give.
     """
     difference = after - before
@@ -291,7 +291,7 @@ def weight_correlations(weights: np.ndarray, **others: np.ndarray | None) -> str
 def seconds(logs: Mapping[str, list[Run]]) -> tuple[dict[str, float], str]:
     """Median seconds of an iteration by objective, and a table of its phases."""
     phases = ("sample", "decode", "score", "update", "seconds")
-    lines, total = [["median s an iteration", *phases[:-1], "all"]], {}
+    lines, total = [["median s per iteration", *phases[:-1], "all"]], {}
     for name, found in logs.items():
         rows = [row for run in found for row in run.timing]
         medians = [float(np.median([row[phase] for row in rows])) for phase in phases]

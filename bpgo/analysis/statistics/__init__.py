@@ -22,8 +22,6 @@ from bpgo.analysis.statistics.ranks import (
     rank_correlation_gain,
 )
 
-said = format_interval
-
 __all__ = [
     "SMALL",
     "Comparison",
@@ -39,6 +37,5 @@ __all__ = [
     "partial_rank_correlation",
     "rank_correlation",
     "rank_correlation_gain",
-    "said",
     "variance_share",
 ]

@@ -23,9 +23,9 @@ def level_with_best(values: ndarray, higher_is_better: bool = True, alpha: float
 
     Missing values (NaN) are handled by fitting the effects to the values that exist. The test is
     then approximate (the form of Tukey and Kramer). The best cell has the highest fitted mean among
-    the cells with the most seeds. A cell without values is not level. Cells whose difference cannot
-    be compared with the noise are level: there is only one seed, or no seed in common with the
-    best cell, not even by way of other cells.
+    the cells with the most seeds. A cell without values is not level. A cell is level if its
+    difference from the best one cannot be compared with the noise. This is so if there is only one
+    seed, or if no shared seeds link the two cells, not even through other cells.
     """
     return _tukey(values, higher_is_better, alpha)[0]
 

@@ -12,7 +12,7 @@ def variance_share(rewards: ndarray, truth: ndarray) -> ndarray:
     This is the squared correlation of rewards (N, G) with the truth (N, G). It is 0 if the truth
     is constant within the group, and NaN if the reward is, because there is no variance to share.
     A reward that is independent of a varying truth still has a share of 1 / (G - 1) on average:
-    show this floor beside the result. Raises ValueError for unequal shapes, for G < 2 and for
+    report this floor with the result. Raises ValueError for unequal shapes, for G < 2 and for
     values that are not finite.
     """
     share = agreement(rewards, truth) ** 2
@@ -22,7 +22,7 @@ def variance_share(rewards: ndarray, truth: ndarray) -> ndarray:
 def agreement(rewards: ndarray, truth: ndarray) -> ndarray:
     """(N,) agreement in [-1, 1] of a group's advantages (equation 1) with those of the truth.
 
-    It is the sum over samples of the products of both advantages, divided by G - 1, and so the
+    It is the sum over samples of the products of both advantages, divided by G - 1, which is the
     correlation of rewards (N, G) and truth (N, G). It is 0 if one of them is constant within the
     group, because then no sample is preferred. Raises ValueError as `variance_share` does.
     """

@@ -93,7 +93,7 @@ def holm(p: ndarray) -> ndarray:
     return adjusted
 
 
-# ---------------------------------------------------------------- shared by the modules beside this
+# ----------------------------------------------------------- shared with the other modules here
 
 
 def complete_cases(clusters: ndarray | None, **named: ndarray) -> tuple[ndarray, ...]:
