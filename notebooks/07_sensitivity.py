@@ -95,9 +95,9 @@ plt.show()  # alt: Accuracy by each of the four settings, averaged over the othe
 
 # %% [markdown]
 # ## Alpha alone, in three tasks
-# On video we varied only $lpha$, the one setting for which the paper has numbers. (It has one run per value, and finds 0.5 best.) The other three keep their defaults, with $\kappa = 1$. Text-to-image has five seeds here. Three of them were added later: from two seeds the README had recommended 0.1 over 0.5, and this was to be tested. (It is not a hypothesis of the plan.) For 0.1 these seeds are new. For 0.5 they are runs of notebook 6, which had already been read.
+# On video we varied only $\alpha$, the one setting for which the paper has numbers. (It has one run per value, and finds 0.5 best.) The other three keep their defaults, with $\kappa = 1$. Text-to-image has five seeds here. Three of them were added later: from two seeds the README had recommended 0.1 over 0.5, and this was to be tested. (It is not a hypothesis of the plan.) For 0.1 these seeds are new. For 0.5 they are runs of notebook 6, which had already been read.
 #
-# **Before you look:** what would make you believe in a best $lpha$?
+# **Before you look:** what would make you believe in a best $\alpha$?
 
 # %%
 EXPERIMENTS = {"t2i": "alpha_image", "t2v": "alpha_video", "i2v": "alpha_video"}
@@ -130,7 +130,7 @@ if len(ranks) > 1:
 # A best value would have rank 1 in all seeds, and in more than one task. A mean rank near 1 would be a hint and no more, because there are few seeds and we looked first.
 #
 # ## More samples per prompt, or more trust? (H8)
-# A group of few samples has an uncertain mean, so its weight should say less. With small $G$, a smaller $lpha$ should be better. The grid below spends the same 96 samples per iteration on 24 groups of 4, 12 groups of 8, or 6 groups of 16. H8 claims a smaller best $lpha$ at $G = 4$ than at $G = 16$. Chance alone gives that one time in three.
+# A group of few samples has an uncertain mean, so its weight should say less. With small $G$, a smaller $\alpha$ should be better. The grid below spends the same 96 samples per iteration on 24 groups of 4, 12 groups of 8, or 6 groups of 16. H8 claims a smaller best $\alpha$ at $G = 4$ than at $G = 16$. Chance alone gives that one time in three.
 #
 # The right map is about **stability**. *Oscillation* is the root mean square of the second differences of the reward in training, divided by the mean gain of all these runs. Here darker is worse, and there are no frames. Compare within a row only, because the mean reward of 6 prompts by itself jumps more than that of 24.
 

@@ -49,6 +49,8 @@ def faults_of_text(texts):
     time, hardware = r"\b(second|minute|hour)s?\b", r"\b(CPU|GPU|core)s?\b"
     if not (re.search(time, top) and re.search(hardware, top)):
         yield "the first cell does not say how long it takes, and on what hardware"
+    if re.search(r"[\x00-\x08\x0b-\x1f]", everything):
+        yield "a control character, such as what is left of \\alpha in a string that is not raw"
     if not 300 <= words <= 1200:  # ten minutes, or twenty with the figures
         yield f"{words} words of text (300 to 1200)"
 

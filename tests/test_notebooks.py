@@ -86,7 +86,7 @@ def test_the_norms_notice_a_bad_notebook(tmp_path):
     bad = tmp_path / "99_bad.py"
     path = "Path('results/x.csv')\nrecord('x', {})"
     cells = {
-        " [markdown]": "# # No title",
+        " [markdown]": "# # No title with $\alpha$",
         ' tags=["parameters"]': "n = 1",
         ' tags=["solution"]': "pass",
         "": "%pip install x",
@@ -97,6 +97,7 @@ def test_the_norms_notice_a_bad_notebook(tmp_path):
     for fault in (
         "not a question",
         "how long",
+        "control character",
         "words",
         "`## Exercises`",
         "no solution",
