@@ -9,8 +9,8 @@ GRPO post-training that learns which rewards to trust. Train a shipped tiny pipe
     trainer.train()
     print(trainer.evaluate().means())
 
-Or take only the method into a training loop of your own. Rewards are (N, G), N prompts with G
-samples each:
+Or use only the method in your own training loop. Rewards are (N, G), for N prompts with G samples
+each:
 
     prior = bpgo.RunningMean()
     k = bpgo.k_from_kappa(1.0, rewards)

@@ -17,13 +17,13 @@ def main(arguments: list[str] | None = None) -> int:
     An error that the user can fix is printed as one message, and the exit code is 2.
     """
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # where module:attribute is looked up, as `python -m` does
+        sys.path.insert(0, os.getcwd())  # so that module:attribute is found, as by `python -m`
     options = _parse(arguments)
     try:
         code = options.run(options)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ERRORS as error:
@@ -37,23 +37,31 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    train = _command(commands, _train, "train a preset; the same command resumes it")
+    train = _command(commands, _train, "train a preset, or resume its run")
     _takes_preset(train)
     train.add_argument("--output", required=True, help="folder of the run")
 
-    preflight = _command(commands, _preflight, "what a preset needs, and what is missing here")
+    preflight = _command(
+        commands, _preflight, "report what a preset needs and what is missing here"
+    )
     _takes_preset(preflight)
     preflight.add_argument("--download", action="store_true", help="fetch missing files")
-    preflight.add_argument("--launch", help="configuration of `accelerate launch` to plan for")
-    preflight.add_argument("--gigabytes", type=float, help="memory of the device to plan for")
-    preflight.add_argument("--teraflops", type=float, help="matmul rate of the device to plan for")
+    preflight.add_argument("--launch", help="`accelerate launch` configuration file to plan for")
+    preflight.add_argument(
+        "--gigabytes", type=float, help="memory of the device to plan for, in GB"
+    )
+    preflight.add_argument(
+        "--teraflops", type=float, help="matmul rate of the device to plan for, in TFLOP/s"
+    )
 
     pretrain = _command(commands, _pretrain, "train the tiny checkpoints that the package ships")
     pretrain.add_argument("stages", nargs="*", help="stages in order; all of them by default")
     pretrain.add_argument("--output", required=True, help="folder of the checkpoints")
     pretrain.add_argument("--scale", type=float, default=1.0, help="fraction of the training steps")
 
-    bench = _command(commands, _bench, "time an iteration against its model calls alone")
+    bench = _command(
+        commands, _bench, "compare the time of an iteration with that of its model calls"
+    )
     _takes_preset(bench, default="t2i-tiny")
     bench.add_argument("--rounds", type=int, default=8, help="interleaved rounds (default 8)")
 
@@ -83,7 +91,7 @@ def _takes_preset(command: argparse.ArgumentParser, default: str | None = None) 
 
 
 def _train(options) -> int:
-    config = read_config(options.preset, options.overrides)  # a mistake is told before torch loads
+    config = read_config(options.preset, options.overrides)  # check it before importing torch
     from bpgo.trainer import Trainer
 
     Trainer(config, options.output).train()

@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average of everything that is trained."""
+"""Exponential moving average of the trained weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def update_average(average: dict[str, Tensor], parameters: dict[str, Tensor], de
 
 @contextmanager
 def swapped(parameters: dict[str, Tensor], average: dict[str, Tensor]):
-    """Give the parameters their averages within this context. An empty average does nothing."""
+    """Give the parameters their averages in this context. Does nothing if the average is empty."""
     if not average:
         yield
         return

@@ -1,8 +1,8 @@
 """How the samples of an iteration are divided: over processes, optimiser updates and micro-batches.
 
 An iteration has `groups` prompts with `group_size` samples each. Its groups are split evenly over
-the `updates`, and the groups of each update over the processes, so that every update of a run with
-several processes uses the same samples as the update of a run with one.
+the `updates`, and the groups of each update over the processes. An update therefore uses the same
+samples for any number of processes.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def rows_per_process(config: Config, processes: int = 1) -> int:
 def micro_batch_size(config: Config, processes: int = 1) -> int:
     """Samples in one model call.
 
-    The largest divisor of the rows of an update that is at most `sampling.micro_batch`, so that
-    every micro-batch has the same size and belongs to one update.
+    This is the largest divisor of an update's rows that is at most `sampling.micro_batch`. Every
+    micro-batch therefore has the same size and belongs to one update.
     """
     per_update = rows_per_process(config, processes) // config.optimiser.updates
     limit = min(config.sampling.micro_batch or per_update, per_update)

@@ -22,9 +22,9 @@ from bpgo.trainer import Trainer
 def bench(config: Config, rounds: int) -> str:
     """A table of two ratios, each the median over interleaved rounds with the range.
 
-    1. iteration / model calls: one `Trainer.step`, divided by the forward and backward calls of
-       transformer, decoder and reward that it makes, replayed on the same tensors and nothing else.
-    2. BPGO / GRPO: one `Trainer.step` of each.
+    1. iteration / model calls: the time of one `Trainer.step`, divided by the time of its model
+       calls alone (transformer, decoder and reward), replayed on the same tensors.
+    2. BPGO / GRPO: the times of one `Trainer.step` with each objective.
     """
     with tempfile.TemporaryDirectory() as folder:
         trainers = {name: _trainer(config, name, Path(folder) / name) for name in ("grpo", "bpgo")}
@@ -34,7 +34,7 @@ def bench(config: Config, rounds: int) -> str:
             call()  # warm up
         timed = {name: [] for name in work}
         for number in range(rounds):
-            # The order alternates, so that drift affects all alike.
+            # The order alternates, so drift affects all of them alike.
             names = list(work) if number % 2 else reversed(work)
             for name in names:
                 timed[name].append(seconds(work[name]))
@@ -57,7 +57,7 @@ def _ratio(title: str, above: list[float], below: list[float]) -> str:
 
 
 def _trainer(config: Config, objective: str, folder: Path) -> Trainer:
-    """A trainer with this objective that samples nothing for its prior."""
+    """A trainer with this objective and a prior that needs no samples."""
     prior = PriorConfig() if config.prior.name.startswith("sft") else config.prior
     named = dataclasses.replace(config.objective, name=objective)
     config = dataclasses.replace(config, objective=named, prior=prior)
@@ -65,7 +65,7 @@ def _trainer(config: Config, objective: str, folder: Path) -> Trainer:
 
 
 def model_calls(trainer: Trainer) -> Callable[[], None]:
-    """The model calls of one iteration: same rows, sigmas and order, and gradients discarded."""
+    """The model calls of one iteration: same rows, sigmas and order, with gradients discarded."""
     policy, group_size = trainer.policy, trainer.config.group_size
     batch = trainer.draw_batch()
     steps, prompts = batch.steps, batch.prompts_of(slice(0, len(batch.seeds)))
@@ -92,7 +92,7 @@ def model_calls(trainer: Trainer) -> Callable[[], None]:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Wall-clock time of one call. The device is idle before and after."""
+    """Wall-clock time of one call, with the device idle before and after it."""
     _synchronise()
     start = time.perf_counter()
     call()

@@ -15,11 +15,11 @@ from torch import Tensor
 from bpgo.distributed import gather_tensor, place_like
 from bpgo.files import atomic_folder
 
-KEPT = 2  # newest checkpoints of a run
+KEPT = 2  # how many of a run's newest checkpoints are kept
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or of another run."""
+    """A checkpoint that is missing, damaged or from another run."""
 
 
 def pack(
@@ -27,8 +27,7 @@ def pack(
 ) -> dict[str, Tensor]:
     """Everything that training changes, by name, on the CPU of the main process.
 
-    All processes must call it; the others get an empty dict. Shards are gathered one tensor at a
-    time.
+    All processes must call it; the others get no weights. Shards are gathered one tensor at a time.
     """
     tensors = {f"weights/{name}": p for name, p in parameters.items()}
     tensors |= {f"ema/{name}": p for name, p in average.items()}
@@ -62,8 +61,10 @@ def unpack(
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:
-    """Write a checkpoint. If it is interrupted at any moment, there is no folder of that name, or
-    the complete one. Raises OSError if the disk refuses."""
+    """Write a checkpoint folder, which is never incomplete, even after a kill.
+
+    Raises OSError if it cannot be written.
+    """
     with atomic_folder(folder) as partial:
         file = partial / "state.safetensors"
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, file)
@@ -74,7 +75,7 @@ def save_state(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
     """The tensors and the state of a checkpoint.
 
-    Raises CheckpointError if a file is missing or its content is not what was written.
+    Raises CheckpointError if a file is missing or has changed since it was written.
     """
     try:
         state = json.loads((folder / "state.json").read_text())
@@ -87,14 +88,14 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
         intact = False
     if not intact:
         raise CheckpointError(
-            f"{folder} is damaged (its content is not what was written): "
-            f"delete it to resume from the checkpoint before it"
+            f"{folder} is damaged (its content has changed since it was written): "
+            f"delete it to resume from the previous checkpoint"
         )
     return load_file(folder / "state.safetensors"), state
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first. Folders with any other name are not touched."""
+    """The checkpoints of a run, oldest first. Folders with any other name are ignored."""
     folders = [f for f in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{6,}", f.name)]
     return sorted(folders, key=iteration_of)
 
@@ -110,7 +111,7 @@ def iteration_of(folder: Path) -> int:
 
 
 def delete_old(run: Path) -> None:
-    """Delete all checkpoints of a run but the newest."""
+    """Delete all checkpoints of a run except the newest."""
     for folder in checkpoints(run)[:-KEPT]:
         shutil.rmtree(folder)
 

@@ -1,4 +1,4 @@
-"""The conditions of prompts: what a policy's `encode` makes of them, computed once per prompt."""
+"""Encoded prompts, called conditions, which are computed once per prompt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bpgo.prompts import images_of, key_of
 
 
 def encode(policy, prompts: list[str]) -> dict[str, Tensor]:
-    """Conditions of prompts and of the images that they carry, one row per prompt."""
+    """Encode prompts and the images that they carry, one row per prompt."""
     images = images_of(prompts)
     return policy.encode(prompts) if images is None else policy.encode(prompts, images)
 
@@ -24,9 +24,9 @@ def encode(policy, prompts: list[str]) -> dict[str, Tensor]:
 class Conditions:
     """`conditions(prompts)` returns the conditions of prompts, one row per prompt.
 
-    Every prompt is encoded alone, so that its row has the same bits in any batch, and only once.
-    The rows are kept in memory, on the policy's device. With a folder they are kept on disk as
-    safetensors, so that the encoders can leave the device for good.
+    Each prompt is encoded once and alone, so its row has the same bits in any batch. The rows are
+    kept in memory, on the policy's device. With a folder they are kept on disk instead, as
+    safetensors, and the encoders can leave the device for good.
     """
 
     def __init__(self, policy, folder: Path | None = None):
@@ -67,7 +67,7 @@ class Conditions:
 def _pack(row: dict[str, Tensor]) -> bytes:
     """A row as safetensors, with text embeddings (1, L, D) cut after their last nonzero position.
 
-    Wan's embeddings are zero past the end of the prompt, which is most of their 512 positions.
+    Wan's embeddings are zero after the end of the prompt, at most of their 512 positions.
     """
     row = {name: value.cpu() for name, value in row.items()}
     lengths = {name: str(value.shape[1]) for name, value in row.items() if value.ndim == 3}

@@ -1,9 +1,10 @@
 """Every setting of a run: dataclasses that are read from a YAML preset and `key=value` overrides.
 
-An unknown key is refused with the nearest known one, and a wrong value with what is allowed.
+The message for an unknown key suggests the nearest known one. That for a wrong value says what is
+allowed.
 `bpgo settings` lists every setting with its default.
 
-This module is longer than others because all settings are defined here, one beside the other.
+This module is longer than others because it defines all settings.
 """
 
 from __future__ import annotations
@@ -69,18 +70,18 @@ class GeneratorConfig:
     path: str
     """Folder, shipped name or hub id of a diffusers pipeline."""
     policy: _names("generator") | None = None
-    """Policy class, as module:attribute. null: chosen by the class of the pipeline."""
+    """Policy class, as module:attribute. null: determined by the pipeline's class."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of a policy of your own."""
+    """Further arguments for your own policy class."""
     height: Count | None = None
     """Height in pixels. null: the size that the pipeline was trained at."""
     width: Count | None = None
     """Width in pixels. null: the size that the pipeline was trained at."""
     frames: Count | None = None
-    """Frames of a video, 4k + 1. null: the pipeline's default."""
+    """Number of video frames, 4k + 1. null: the pipeline's default."""
     guidance: NonNegative | None = None
-    """Guidance scale. null: the pipeline's (FLUX 3.5, Wan 5). Wan at 1 or less runs without
-    guidance, at half the cost."""
+    """Guidance scale. null: the pipeline's default (FLUX 3.5, Wan 5). Wan at 1 or less runs
+    without guidance, at half the cost."""
     guidance_2: NonNegative | None = None
     """Guidance scale of Wan's low-noise expert. null: the same as guidance."""
     cfg_gradient: Literal["both", "conditional"] | None = None
@@ -88,7 +89,7 @@ class GeneratorConfig:
     negative_prompt: str | None = None
     """Wan: the prompt of the unconditional part. null: the empty prompt."""
     max_sequence_length: Count | None = None
-    """Text tokens. null: the tokenizer's limit."""
+    """Number of text tokens. null: the tokenizer's limit."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen weights. Weights that are trained in full are always kept in
     float32."""
@@ -111,19 +112,19 @@ class GeneratorConfig:
 @settings
 class RewardConfig:
     name: _names("reward")
-    """Reward model, or module:attribute for one of your own."""
+    """Reward model, or module:attribute for your own."""
     path: str | None = None
     """Folder, shipped name or hub id of its weights. null: the published weights."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the function or class that loads the reward."""
+    """Further arguments for the function or class that loads the reward."""
     scale: Finite = 1.0
-    """Factor on its values: its weight in a sum of rewards."""
+    """Factor that its values are multiplied by: its weight in a sum of rewards."""
     device: str | None = None
-    """Device that it runs on, such as cuda:1. null: the policy's."""
+    """Device that it runs on, such as cuda:1. null: the policy's device."""
     process: bool = False
-    """Run it in a process of its own, which scores while the next micro-batch is sampled."""
+    """Run it in a separate process, which scores while the next micro-batch is sampled."""
     time_limit: Positive = 600.0
-    """Seconds that this process may take for one micro-batch."""
+    """Time limit of that process for one micro-batch, in seconds."""
 
 
 Rewards = Annotated[list[RewardConfig], BeforeValidator(_as_list)]  # a preset may give just one
@@ -140,13 +141,13 @@ class SamplingConfig:
     noise_level: Positive = 0.3
     """Level of the schedule: a of Flow-GRPO and CPS, eta of DanceGRPO."""
     trained_share: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """Fraction of the noisy steps that each iteration trains, drawn at random."""
+    """Fraction of the noisy steps, drawn at random, that each iteration trains."""
     window: Count | None = None
     """If given, only this many consecutive steps carry noise and are trained; the others are ODE
     steps."""
     window_range: tuple[Natural, Count] | None = None
-    """First step that the window may contain, and the one after the last. null: every step that
-    can carry noise."""
+    """First step that the window may contain, and the step after the last one. null: every step
+    that can carry noise."""
     shared_noise: bool = False
     """Start all samples of a group from the same initial noise."""
     micro_batch: Count | None = None
@@ -155,7 +156,9 @@ class SamplingConfig:
     @model_validator(mode="after")
     def _range_needs_window(self):
         if self.window_range is not None and self.window is None:
-            raise ValueError("window_range limits the place of sampling.window: set that too")
+            raise ValueError(
+                "window_range limits the position of the window: set sampling.window too"
+            )
         return self
 
 
@@ -177,7 +180,7 @@ class ObjectiveConfig:
     clip_range: Positive = 1e-4
     """Clip range of the importance ratio, which differs from 1 by only 1e-5 to 1e-2 here."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further hyperparameters of an objective of your own."""
+    """Further hyperparameters for your own objective."""
 
     @model_validator(mode="after")
     def _one_sharpness(self):
@@ -194,18 +197,18 @@ class PriorConfig:
     """Source of R_prior. sft: the starting model's mean reward; first_frame: the reward of the
     conditioning image."""
     value: Finite | None = None
-    """The constant, in units of the reward."""
+    """Value of the constant prior, in units of the reward."""
     momentum: Decay = 0.9
     """Weight of the past in running_mean and empirical_bayes."""
     samples: Count = 4
     """Samples per prompt from which sft and sft_per_prompt are computed."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of a prior of your own."""
+    """Further arguments for your own prior."""
 
     @model_validator(mode="after")
     def _value_of_constant(self):
         if (self.name == "constant") != (self.value is not None):
-            raise ValueError("prior.value must be set for prior.name=constant, and for it only")
+            raise ValueError("prior.value must be set for prior.name=constant, and only then")
         return self
 
 
@@ -238,9 +241,9 @@ class EvaluationConfig:
     every: Count | None = None
     """Iterations between evaluations. null: only before the first and after the last."""
     samples: Count = 4
-    """Samples per prompt, from noise that depends on the prompt only."""
+    """Samples per prompt, from noise that depends only on the prompt."""
     steps: Count = 16
-    """ODE steps."""
+    """Number of ODE steps."""
     held_out: Rewards = field(default_factory=list)
     """One or several rewards that the policy is not trained on."""
     metrics: Annotated[list[_names("metric")], BeforeValidator(_as_list)] = field(
@@ -255,7 +258,7 @@ class Config:
 
     generator: GeneratorConfig
     reward: Annotated[Rewards, Field(min_length=1)]
-    """One reward, or a list: their scaled values are added."""
+    """One reward, or a list of rewards, of which the scaled values are added."""
     prompts: str
     """Text file, JSON lines (`prompt` and, for image-to-video, `image`) or dataset: see
     bpgo.prompts.read_prompts."""
@@ -265,13 +268,13 @@ class Config:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     iterations: Count = 100
-    """Rollouts, each followed by its updates."""
+    """Number of iterations. Each is a rollout followed by its updates."""
     groups: Count = 8
     """Prompts per iteration, N, over all processes."""
     group_size: Annotated[int, Field(ge=2)] = 12
     """Samples per prompt, G."""
     seed: Natural = 0
-    """Seed of prompts, trained steps and noise."""
+    """Seed for drawing prompts, trained steps and noise."""
     precision: Literal["no", "bf16"] = "no"
     """Autocast precision of the transformer."""
     checkpoint_every: Count = 25
@@ -340,7 +343,7 @@ def list_presets() -> dict[str, str]:
 
 
 def build_config(tree: dict) -> Config:
-    """Config of a nested dict. Raises ConfigError that lists every fault found."""
+    """The config of a nested dict. Raises ConfigError, which lists every error found."""
     try:
         return TypeAdapter(Config).validate_python(_with_new_names(tree))
     except ValidationError as error:
@@ -370,7 +373,7 @@ def _parse(text: str, source: str):
 
 
 def _with_new_names(tree: dict) -> dict:
-    """Settings of earlier versions under their present names, each with a warning."""
+    """The settings, with names of earlier versions replaced. Warns about each of them."""
     tree = dict(tree)
     objective, prior = tree.get("objective"), tree.get("prior")
     if isinstance(objective, dict) and objective.get("name") == "bgpo":
@@ -383,7 +386,7 @@ def _with_new_names(tree: dict) -> dict:
 
 
 def _explain(error: dict) -> str:
-    """One line of plain English for one of pydantic's errors."""
+    """A pydantic error as one line of plain English."""
     key = ".".join(part for part in error["loc"] if isinstance(part, str))
     if error["type"] == "unexpected_keyword_argument":
         known = [setting.name for setting in list_settings(Config)]
@@ -402,7 +405,7 @@ def _explain(error: dict) -> str:
 
 
 def to_dict(config: Config) -> dict:
-    """Nested dict of plain values, as `build_config` takes it."""
+    """The config as a nested dict of plain values, which `build_config` accepts."""
     return asdict(config)
 
 

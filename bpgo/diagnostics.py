@@ -1,4 +1,4 @@
-"""What a run logs about its objective and its importance ratios. Nothing is trained on it."""
+"""What a run logs about its objective and its importance ratios. None of it affects training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rank_inversions(rewards: Tensor, transformed: Tensor) -> Tensor:
 def effective_sample_size(advantages: Tensor) -> Tensor:
     """(N,): (sum |A|)^2 / sum A^2, how many samples of a group carry its gradient.
 
-    G if all have the same |A|, 1 if only one has any, and 0 if none has.
+    It is G if all |A| are equal, 1 if only one differs from 0, and 0 if all are 0.
     """
     size = advantages.abs()
     return size.sum(1) ** 2 / (size**2).sum(1).clamp_min(torch.finfo(size.dtype).tiny)

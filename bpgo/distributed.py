@@ -20,9 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def sharded(accelerator: Accelerator) -> bool:
-    """Whether the weights are sharded, which takes an FSDP configuration and several processes.
+    """Whether the weights are sharded. This needs an FSDP configuration and several processes.
 
-    Raises ValueError for an FSDP configuration that is not like reproduce/accelerate/fsdp2.yaml.
+    Raises ValueError for an FSDP configuration that is not supported.
     """
     if accelerator.num_processes == 1 or not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return False
@@ -45,9 +45,9 @@ def distribute(
 ) -> dict[str, nn.Module]:
     """The modules, prepared for training with all processes.
 
-    keep_device: the modules are not moved. Modules to be sharded may lie on the CPU: a device
-    receives one block after the other and keeps its shard. Raises ValueError if the trained weights
-    of a module to be sharded have several dtypes.
+    keep_device: the modules are not moved. Modules that will be sharded may be on the CPU; a device
+    receives one block at a time and keeps its shard. Raises ValueError if the trained weights of a
+    module that will be sharded have several dtypes.
     """
     if not sharded(accelerator):
         return {
@@ -62,7 +62,7 @@ def distribute(
         if len(dtypes) > 1:
             found = ", ".join(sorted(map(str, dtypes)))
             raise ValueError(
-                f"FSDP2 needs trained weights of one dtype; those of {name} are {found}"
+                f"FSDP2 needs trained weights of one dtype, but those of {name} are {found}"
             )
         if accelerator.mixed_precision == "bf16":
             autocast = torch.autocast(accelerator.device.type, torch.bfloat16)
@@ -78,23 +78,23 @@ def _shard(module: nn.Module, mesh) -> None:
         if isinstance(child, nn.ModuleList):
             for block in child:
                 fully_shard(block, mesh=mesh)
-    # By default the outermost weights stay gathered after a forward pass, and what is then copied
-    # into their shards would not reach them.
+    # By default the outermost weights stay gathered after a forward pass, and values that are
+    # then copied into their shards would not reach them.
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 def exchange_gradients(module: nn.Module, wanted: bool) -> None:
     """Set whether the next backward pass through a DDP module exchanges its gradients.
 
-    One exchange per update is enough. Sharded modules exchange in every backward pass: otherwise
-    each process would hold the gradients of all weights between passes, which sharding avoids.
+    One exchange per update is enough. Sharded modules exchange in every backward pass, because
+    otherwise each process would hold the gradients of all weights between passes.
     """
     if isinstance(module, DistributedDataParallel):
         module.require_backward_grad_sync = wanted
 
 
 def clip_gradients(parameters: list[Tensor], max_norm: float) -> Tensor:
-    """Clip gradients to this norm over all shards. Returns the norm before."""
+    """Clip gradients to this norm over all shards. Returns the norm before clipping."""
     return full_number(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
@@ -104,7 +104,7 @@ def full_number(number: Tensor) -> Tensor:
 
 
 def gather_tensor(tensor: Tensor) -> Tensor | None:
-    """A tensor with all its shards on the CPU of the main process, and None on the others.
+    """The complete tensor on the CPU of the main process, and None on the others.
 
     All processes must call it.
     """
@@ -122,7 +122,7 @@ def gather_tensor(tensor: Tensor) -> Tensor | None:
 
 
 def place_like(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """A complete tensor, which every process has, on the device or in the shards of the pattern."""
+    """A tensor that is complete on every process, on the device or in the shards of `pattern`."""
     if not isinstance(pattern, DTensor):
         return tensor.to(pattern.device)
     local = tensor.detach().to(pattern.device)
@@ -131,9 +131,9 @@ def place_like(tensor: Tensor, pattern: Tensor) -> Tensor:
 
 
 def gather_rows(indices: list[int], tables: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tables by name whose rows are divided over processes, complete and in order of their index.
+    """Gather tables whose rows are divided over processes, in the order of their indices.
 
-    indices: which rows of the complete tables this process has.
+    tables: by name. indices: which rows of the complete tables this process has.
     """
     rows: dict[str, dict[int, Tensor]] = {name: {} for name in tables}
     for their_indices, their_tables in gather_object([(indices, tables)]):

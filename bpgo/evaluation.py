@@ -47,10 +47,10 @@ def evaluate(
     conditions: Callable[[list[str]], dict[str, Tensor]] | None = None,
     keep: bool = True,
 ) -> Scores:
-    """Sample every prompt `samples` times by the ODE, and score the samples with all metrics.
+    """Sample every prompt `samples` times with the ODE, and score the samples with all metrics.
 
-    A metric receives all samples of a prompt in one call. conditions: what encodes prompts (None:
-    the policy). keep: whether to return the samples; without, each is dropped once it is scored.
+    A metric receives all samples of a prompt in one call. conditions: encodes prompts (None: the
+    policy does). keep: whether to return the samples; if False, each is dropped once it is scored.
     """
     conditions = conditions or Conditions(policy)
     per_call = len(prompts) if micro_batch is None else max(1, micro_batch // samples)
@@ -105,8 +105,8 @@ def _score(metrics: dict[str, Metric], pixels: Tensor, prompts: list[str]) -> di
 def divide_prompts(prompts: list[str], processes: int) -> list[list[int]]:
     """Indices of the prompts that each process evaluates.
 
-    Equal prompts stay together, because they share a count of draws. All processes get equally
-    many: where the prompts do not divide, the last index of a process is repeated.
+    Equal prompts stay together, because they share a count of draws. All processes get the same
+    number of indices. If the prompts cannot be divided evenly, a process repeats its last index.
     """
     keys = list(dict.fromkeys(map(key_of, prompts)))
     process_of = {key: number % processes for number, key in enumerate(keys)}

@@ -1,4 +1,4 @@
-"""What a run leaves for plain diffusers: the trained model and its model card."""
+"""Export of the trained model, with a model card, for use with plain diffusers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ tags: [bpgo, grpo, {kind}]
 - Prompts: {prompts}; {iterations} iterations of {groups} groups of {group_size}, seed {seed}.
 - All settings are in the run's `config.json`.
 
-Means over the prompts of {evaluated}, {samples} samples each, by {steps} ODE steps:
+Means over the prompts of {evaluated}, with {samples} samples each and {steps} ODE steps:
 
 ```
 {scores}
 ```
 """
 
-LORA = """Low-rank adapters (rank {rank}, alpha {alpha:g}, which is in the file):
+LORA = """Low-rank adapters (rank {rank}, alpha {alpha:g}; the file contains both):
 
 ```python
 pipeline = DiffusionPipeline.from_pretrained("{base}")
@@ -43,7 +43,7 @@ FULL = 'All weights: `DiffusionPipeline.from_pretrained("this folder")`.'
 
 
 def export(policy, config: Config, evaluations: list[dict], folder: Path) -> None:
-    """Write the model and its card. If interrupted, there is no such folder. Raises OSError."""
+    """Write the model and its card. If interrupted, no folder is left. Raises OSError."""
     with atomic_folder(folder) as partial:
         policy.save(partial, lora=config.generator.lora_rank > 0)
         partial.mkdir(parents=True, exist_ok=True)

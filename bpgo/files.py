@@ -1,4 +1,4 @@
-"""Where checkpoints are found, and how files are written so that none is left half-written."""
+"""Finding checkpoints, checking and reading files, and writing files atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHIPPED = Path(__file__).parent / "checkpoints"
 FILE_TYPES = (".txt", ".json", ".jsonl", ".yaml", ".yml", ".safetensors", ".bin", ".pt", ".pth")
 
 LOGIN = (
-    "accept its terms on its page, then `hf auth login` "
+    "accept its terms on its page, then run `hf auth login` "
     "(before huggingface_hub 1.0: `huggingface-cli login`)"
 )
 # What torch.load raises for a file that is truncated, contains code, or is not a torch file at all.
@@ -72,7 +72,7 @@ def cached_snapshot(hub_id: str) -> Path | None:
 
 @contextmanager
 def from_hub(hub_id: str, what: str) -> Iterator[None]:
-    """Add to an OSError in the block what is being loaded and what to do about it.
+    """Add what is being loaded, and what to do, to an OSError in this context.
 
     All errors of the hub are OSErrors. what: how the message refers to it, such as "generator".
     """
@@ -85,7 +85,7 @@ def from_hub(hub_id: str, what: str) -> Iterator[None]:
         if isinstance(error, GatedRepoError):
             remedy = f"it is gated: {LOGIN}, then {remedy}"
         elif isinstance(error, RepositoryNotFoundError):
-            remedy = f"check its name. If it is private, `hf auth login`; then {remedy}"
+            remedy = f"check its name. If it is private, run `hf auth login`, then {remedy}"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(
             f"{what}: {hub_id} is not in the local hub cache and could not be downloaded: "
@@ -97,7 +97,7 @@ def from_hub(hub_id: str, what: str) -> Iterator[None]:
 
 
 def check_safetensors(place: Path) -> None:
-    """Check the .safetensors file, or all of them in the folder, `place`.
+    """Check the .safetensors file `place`, or all such files in the folder `place`.
 
     Raises ValueError naming the first file that is truncated or not a safetensors file.
     """
@@ -117,10 +117,10 @@ def check_safetensors(place: Path) -> None:
 
 
 def check_weights(place: Path) -> None:
-    """Check .safetensors files as `check_safetensors`, and .pt, .pth and .bin files for truncation.
+    """Check .safetensors files as above, and .pt, .pth and .bin files for truncation.
 
     Raises ValueError naming the first damaged file. Only the zip files of torch.save are checked;
-    damage to a file of the older format shows when it is read (`read_pt`).
+    damage to a file of the older format is found when it is read (`read_pt`).
     """
     place = Path(place)
     check_safetensors(place)
@@ -134,7 +134,7 @@ def check_weights(place: Path) -> None:
 
 
 def _is_cut_zip(file: Path) -> bool:
-    """Whether a file starts as a zip file and does not end as one."""
+    """Whether a file starts like a zip file but is truncated."""
     if zipfile.is_zipfile(file):
         return False
     with file.open("rb") as stream:
@@ -179,7 +179,7 @@ def read_log(file: str | Path) -> list[dict]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file beside its place, then move it there.
+    """Write a file under a temporary name next to its path, then rename it.
 
     On an error (disk full, read-only) the old file stays as it was.
     """
@@ -197,9 +197,9 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Write a folder beside its place, then move it there.
+    """Write a folder under a temporary name next to its path, then rename it.
 
-    Yields `.{name}.partial`, a new and empty folder beside `folder`. When the block ends, its files
+    Yields `.{name}.partial`, a new, empty folder next to `folder`. When the block ends, its files
     are flushed to disk and it replaces `folder`:
 
         with atomic_folder(run / "final") as partial:
@@ -207,8 +207,8 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
 
     On an error the partial folder is removed and the old folder stays as it was. A kill leaves the
     old folder or the new one, complete. A folder cannot replace another in one step, so the old one
-    is first renamed to `.{name}.previous`. Should the process be killed at that very moment, the
-    next write moves it back. Only one process may write the same folder at a time.
+    is first renamed to `.{name}.previous`. If the process is killed at that moment, the next write
+    moves it back. Only one process may write the same folder at a time.
 
     Raises OSError if the files cannot be written, also for a SafetensorError.
     """

@@ -15,7 +15,7 @@ import numpy as np
 from bpgo.config import Config
 from bpgo.files import read_log
 
-WINDOW = 10  # iterations that a guard looks back, and between two looks
+WINDOW = 10  # iterations that a guard looks back on, and between two checks
 WEAK = 0.9  # the mean weight below which down-weighting all groups is reported
 
 
@@ -43,7 +43,7 @@ def look(output: Path, config: Config) -> dict[str, str]:
 
 
 def stagnation(metrics: list[dict]) -> str | None:
-    """For WINDOW iterations, all groups were weighted down, or in most all rewards were equal."""
+    """For WINDOW iterations, all groups were weighted down, or most groups had equal rewards."""
     recent = metrics[-WINDOW:]
     if len(recent) < WINDOW:
         return None
@@ -53,7 +53,7 @@ def stagnation(metrics: list[dict]) -> str | None:
         return (
             f"RAS has weighted down every group of the last {WINDOW} iterations, by "
             f"{1 - weight:.0%}, because the prior ({prior:.4g}) is above all of them (mean reward "
-            f"{reward:.4g}). Lower it: prior.name=running_mean follows the reward"
+            f"{reward:.4g}). Lower it, or set prior.name=running_mean, which follows the reward"
         )
     if flat > 0.5:
         return (
@@ -67,7 +67,7 @@ def stagnation(metrics: list[dict]) -> str | None:
 def concentration(metrics: list[dict], group_size: int) -> str | None:
     """For WINDOW iterations, few samples carried the gradient of each group.
 
-    The advantages of a group of G samples sum to 0, so that one sample against all others has an
+    The advantages of a group of G samples sum to 0. One sample against all others therefore has an
     effective sample size of 4 (G - 1) / G, and normally distributed rewards have 2 G / pi. The
     limit is halfway between the two, which cannot be distinguished below six samples. Groups with
     equal rewards are not counted.
@@ -86,9 +86,9 @@ def concentration(metrics: list[dict], group_size: int) -> str | None:
         return None
     return (
         f"few samples have carried the gradient of the last {WINDOW} iterations: an effective "
-        f"{sum(sizes) / len(sizes):.2g} of {group_size}, where {usual:.2g} is usual and "
-        f"{single:.2g} is one sample against the rest. Look for outliers of the reward; a smaller "
-        f"objective.lam or objective.beta follows them less"
+        f"number of {sum(sizes) / len(sizes):.2g} of {group_size}, where {usual:.2g} is usual "
+        f"and {single:.2g} means one sample against the rest. Look for outliers of the reward, or "
+        f"lower objective.lam or objective.beta"
     )
 
 
@@ -107,8 +107,8 @@ def over_optimisation(evaluations: list[dict], held_out: list[str]) -> str | Non
             return (
                 f"since iteration {best['iteration']}, the reward has risen from "
                 f"{best['reward']:.4g} to {last['reward']:.4g}, while {name} has fallen from "
-                f"{best[name]:.4g} to {last[name]:.4g}: the policy learns what only this reward "
-                f"likes. Stop there, train on a sum of rewards, or lower optimiser.learning_rate"
+                f"{best[name]:.4g} to {last[name]:.4g}: the policy exploits its reward. Stop "
+                f"at that iteration, train on a sum of rewards, or lower optimiser.learning_rate"
             )
     return None
 

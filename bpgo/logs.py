@@ -21,8 +21,8 @@ def append_row(run: Path, name: str, row: dict) -> None:
 def drop_rows_after(run: Path, iteration: int) -> None:
     """Remove what was logged after a checkpoint, because the resumed run logs it again.
 
-    An evaluation precedes its iteration's updates, so that of the checkpoint's own iteration is
-    repeated too. A line without its end, which a kill leaves, is removed.
+    An evaluation precedes the updates of its iteration, so the one at the checkpoint's iteration is
+    repeated too. An incomplete last line, left by a kill, is also removed.
     """
     for name in FILES:
         file = run / f"{name}.jsonl"

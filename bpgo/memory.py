@@ -1,4 +1,4 @@
-"""Errors that say that memory ran out, and which settings need less of it."""
+"""Out-of-memory errors that name the settings to change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out. On the CPU, torch raises a plain RuntimeError."""
+    """Whether this is an out-of-memory error. On the CPU, torch raises a plain RuntimeError."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,7 +1,7 @@
 """The paper on one page: from rewards to advantages, and from advantages to a loss.
 
 Notation of arXiv 2511.18919: there are N prompts with G samples each, a prompt's samples are its
-group, R[i, j] is the reward of sample j of prompt i, and the prior is the reward to expect of a
+group, R[i, j] is the reward of sample j of prompt i, and the prior is the expected reward of a
 clear, typical prompt. An objective is a function
 
     objective(rewards, prior, *, hyperparameters) -> Advantages
@@ -63,7 +63,7 @@ def crt_rewards(rewards: Tensor, prior: Tensor | float, lam: float = 1.0) -> Ten
     if not transformed.isfinite().all():
         raise ValueError(
             f"exp(R) overflows in CRT for a reward of {rewards.max().item():.4g}: "
-            f"divide the reward by its usual size (reward.scale)"
+            f"scale the reward down (reward.scale)"
         )
     return transformed
 
@@ -102,7 +102,7 @@ def sharpness(
     kappa: float | None = None,
     implied: float | None = None,
 ) -> float:
-    """The k of RAS, per unit of reward: the first that is given of k, implied and kappa.
+    """The k of RAS, per unit of reward, from the first of k, implied and kappa that is given.
 
     implied: the k that follows from the prior (`Prior.sharpness`). If nothing is given, kappa is 1.
     """
@@ -117,7 +117,7 @@ def sharpness(
 
 
 class Advantages(NamedTuple):
-    """What an objective makes of the rewards of a batch.
+    """The result of an objective for the rewards of a batch.
 
     main: (N, G), weights times group advantages. auxiliary: (N, G), beta times the group advantages
     of the transformed rewards, or None without CRT. weights: (N,), one per group. transformed:
@@ -250,7 +250,7 @@ def check_prior(prior: Tensor | float, rewards: Tensor) -> Tensor:
 
 
 def check_advantages(advantages: Advantages, rewards: Tensor) -> Advantages:
-    """The advantages, if they have the shapes that `Advantages` states and are finite.
+    """Check that advantages have the shapes stated in `Advantages` and are finite.
 
     Raises TypeError for anything but `Advantages`, and ValueError for a wrong shape or value.
     """

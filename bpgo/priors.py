@@ -1,10 +1,9 @@
-"""Where R_prior comes from: the reward to expect of a semantically clear, typical prompt.
+"""Priors: R_prior is the expected reward of a semantically clear, typical prompt.
 
 In every iteration the trainer calls `prior(prompts, rewards)` for the prior of these prompts, and
-then `prior.update(rewards)`, so that a prior never depends on the rewards that it is compared with,
-except in the first iteration. What a prior has learnt is saved with each checkpoint. The module
-knows tensors only; priors that need the starting model are made in `bpgo.reference`. See
-arXiv 2511.18919, section 3.
+then `prior.update(rewards)`. Except in the first iteration, a prior therefore never depends on the
+rewards that it is compared with. What a prior has learnt is saved with each checkpoint. Priors that
+need the starting model are made in `bpgo.reference`. See arXiv 2511.18919, section 3.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ class Prior:
     """Base class of all priors. A subclass defines at least `__call__`.
 
     prompts: the N prompts of this process. rewards: (N, G), the rewards of this iteration from all
-    processes, which are more groups than prompts if there are several processes.
+    processes, so with several processes there are more groups than prompts.
     """
 
     def __call__(self, prompts: list[str], rewards: Tensor) -> Tensor | float:
         """R_prior, in units of the reward: a number, or (N,) with one value per prompt."""
         raise TypeError(
-            f"{type(self).__name__} defines no __call__: return the reward to expect of the prompts"
+            f"{type(self).__name__} defines no __call__: return the expected reward of the prompts"
         )
 
     def sharpness(self, rewards: Tensor) -> float | None:

@@ -51,8 +51,8 @@ def images_of(prompts: list[str]) -> list | None:
         return None
     if without:
         raise ValueError(
-            f"prompt {without[0]!r} has no image, and others have "
-            f"({len(without)} of {len(prompts)} without)"
+            f"prompt {without[0]!r} has no image, but others have one "
+            f"({len(without)} of {len(prompts)} without): give all of them an image, or none"
         )
     return images
 
@@ -89,7 +89,9 @@ def read_prompts(path: str) -> list[str]:
     if isinstance(place, str) or _is_dataset(place):
         return _read_dataset(place, *parts)
     if parts or not place.is_file():
-        raise FileNotFoundError(f"no prompt file {path!r}")
+        raise FileNotFoundError(
+            f"no prompt file {path!r}: give a text file, a .jsonl file or a dataset"
+        )
     try:
         text = place.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -109,8 +111,8 @@ def read_prompts(path: str) -> list[str]:
 def open_image(source: str | bytes, folder: Path, where: str):
     """A PIL image from a path (relative to `folder`), a `data:` URI or the bytes of a file.
 
-    where: what the messages start with. Raises FileNotFoundError for a missing file, ValueError for
-    one that cannot be read.
+    where: the start of error messages. Raises FileNotFoundError for a missing file and ValueError
+    for one that cannot be read.
     """
     from PIL import Image
 

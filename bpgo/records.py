@@ -1,4 +1,4 @@
-"""How numbers leave a notebook: text for people, a MIME bundle and a JSON file for machines.
+"""Records of a notebook's numbers: text for people, a MIME bundle and a JSON file for machines.
 
 A record is a dict with `name`, `values` (nested dicts and lists of numbers, strings and None), the
 tolerances `rtol` and `atol` of its numbers, and `uncompared`, the keys whose values depend on the
@@ -108,7 +108,7 @@ def agree(expected: dict, actual: dict) -> list[str]:
 def code_version() -> dict:
     """The package version, the git commit, and whether the code differs from that commit.
 
-    What cannot be found out is "unknown".
+    Anything that cannot be determined is "unknown".
     """
     try:
         package = importlib.metadata.version("bpgo")
@@ -122,7 +122,7 @@ def code_version() -> dict:
 
 
 def aligned(rows: list[list[str]]) -> str:
-    """Rows of cells, all of one length, as text: the first column to the left, the others right."""
+    """Rows of equal length as text: the first column to the left, the others to the right."""
     widths = []
     for column in zip(*rows, strict=True):
         widths.append(max(len(cell) for cell in column))
@@ -183,9 +183,9 @@ def _close(expected, actual, tolerances: dict) -> bool:
 
 
 def _table(values: dict) -> str:
-    """Aligned text: one row per value and one column per key, or else one line per leaf.
+    """Aligned text: if all values are flat dicts, one row per value and one column per key.
 
-    The first form is for values that are all flat dicts.
+    Otherwise one line per leaf.
     """
     leaves = dict(_leaves(values))
     are_dicts = all(isinstance(row, dict) for row in values.values())
@@ -205,7 +205,7 @@ def _rounded(value) -> str:
 
 
 def _show(text: str, bundle: dict) -> None:
-    # Code that runs in IPython has imported it, so it need not be imported to find out.
+    # If this runs in IPython, IPython has already been imported.
     ipython = sys.modules.get("IPython")
     if ipython is None or ipython.get_ipython() is None:
         print(text)

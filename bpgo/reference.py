@@ -28,7 +28,7 @@ from bpgo.rollout import row_noise
 def sft(
     config: Config, policy, reward: Reward, prompts: list[str], conditions: Callable | None
 ) -> Constant:
-    """The mean reward of the starting model over all prompts. policy: still the starting model."""
+    """The mean reward over all prompts of the policy, which must still be the starting model."""
     table = reference_rewards(config, policy, reward, prompts, conditions)
     return Constant(sum(table.values()) / len(table))
 
@@ -36,7 +36,7 @@ def sft(
 def sft_per_prompt(
     config: Config, policy, reward: Reward, prompts: list[str], conditions: Callable | None
 ) -> PerPrompt:
-    """The mean reward of the starting model for each prompt. policy: still the starting model."""
+    """The mean reward for each prompt of the policy, which must still be the starting model."""
     return PerPrompt(reference_rewards(config, policy, reward, prompts, conditions))
 
 
@@ -52,11 +52,11 @@ def reference_rewards(
     prompts: list[str],
     conditions: Callable | None = None,
 ) -> dict[str, float]:
-    """Mean reward of `prior.samples` samples of each prompt, by `evaluation.steps` ODE steps.
+    """Mean reward of `prior.samples` samples of each prompt, with `evaluation.steps` ODE steps.
 
     The result is cached (see `cache_file`), and nothing is sampled if it is found there. The
     fingerprint covers the policy's weights, the prompts and the sampling. The reward and the
-    decoder enter it by the score that they give to noise.
+    decoder enter it through the score of decoded noise.
     """
     by_key = {key_of(prompt): prompt for prompt in prompts}
     keys = sorted(by_key)
@@ -126,7 +126,7 @@ def first_frame_rewards(
 
 
 def cache_file(kind: str, identity: list) -> Path:
-    """Where to cache what depends on `identity`, any values that JSON can represent.
+    """The cache file of a result that depends on `identity`, a list of JSON values.
 
     The folder is $BPGO_CACHE, or ~/.cache/bpgo.
     """

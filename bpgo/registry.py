@@ -97,7 +97,7 @@ def find(kind: str, name: str):
         ) from None
     if "<" in attribute:
         raise ValueError(
-            f"{kind} {name!r} is defined inside a function, so it has no name of its own: "
+            f"{kind} {name!r} is defined inside a function, so it cannot be found by name: "
             f"pass the object itself to Trainer, or define it at the top of a module"
         )
     for part in attribute.split("."):
@@ -110,7 +110,7 @@ def find(kind: str, name: str):
 
 
 def name_of(value: object) -> str:
-    """The name under which `find` returns this function or class. Any other object: its class."""
+    """The name under which `find` returns this function or class, or the class of an object."""
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}:{named.__qualname__}"
 
@@ -130,7 +130,9 @@ def arguments(
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     for option in options:
         if option in offered:
-            raise ValueError(f"{what}: {option!r} has a value already, it cannot be an option too")
+            raise ValueError(
+                f"{what}: {option!r} already has a value, so it cannot be an option too"
+            )
         if option not in names and not takes_any:
             near = get_close_matches(option, names, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names) or 'none'}."

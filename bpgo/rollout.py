@@ -1,7 +1,7 @@
 """Groups of samples under a policy: N prompts with G samples each, in micro-batches.
 
-Of each trajectory, the update needs the states before and after every trained step and the
-log-probability of that step; rewards need its end.
+For each trajectory, the update needs the states before and after every trained step and the
+log-probability of that step. The reward needs the final state.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def draw_batch(
     """Draw the prompts, steps and seeds of one process in one iteration.
 
     Every iteration draws its prompts anew, without replacement within the iteration. Everything
-    depends on (config.seed, iteration, group, sample) only, so that several processes together
-    sample what a single one would. prompts: all training prompts. conditions: encodes prompts.
+    depends only on (config.seed, iteration, group, sample), so several processes together draw the
+    same samples as a single one. prompts: all training prompts. conditions: encodes prompts.
     """
     rng = random.Random(seed_of(config.seed, "iteration", iteration))
     drawn = rng.sample(prompts, config.groups)
@@ -156,8 +156,8 @@ def sample_groups(
     """Sample the trajectories of a batch, and yield each micro-batch as soon as it is complete.
 
     micro_batch: rows of one part (None: all). keep_on: device on which the states of trained steps
-    are kept (None: the policy's). No gradients are computed while sampling; between two parts the
-    caller's own mode holds. Raises ValueError if the number of seeds is not N G.
+    are kept (None: the policy's). No gradients are computed while sampling, but the caller's
+    gradient mode holds between two parts. Raises ValueError if the number of seeds is not N G.
     """
     _check_seeds(batch)
     steps = batch.steps
@@ -202,7 +202,7 @@ def _check_seeds(batch: Batch) -> None:
 def integrate(
     policy, x: Tensor, cond: dict[str, Tensor], sigmas: Tensor, micro_batch: int | None = None
 ) -> Tensor:
-    """Integrate the ODE from initial noise x (B, ...) to latents, by Euler steps over the grid.
+    """Integrate the ODE from initial noise x (B, ...) to latents, with Euler steps over the grid.
 
     cond: one row per sample.
     """

@@ -17,7 +17,7 @@ the fresh noise that they add:
 
 The first form keeps the marginals of the flow in the limit of small steps. CPS keeps the
 coefficients of data and noise exactly for a single image. Its fresh noise does not shrink with the
-step, so at a fixed level it narrows the distribution however fine the grid (`tests/test_sde.py`).
+step, so at a fixed level it narrows the distribution even on a fine grid (`tests/test_sde.py`).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def cps_step(
     noise: Tensor | None = None,
     x_next: Tensor | None = None,
 ) -> Step:
-    """One step of coefficient-preserving sampling. As `sde_step`, with noise_std <= sigma_next."""
+    """Like `sde_step` for coefficient-preserving sampling, with noise_std <= sigma_next."""
     sigma, sigma_next, dt = _check(sigma, sigma_next, noise_std)
     if noise_std > sigma_next:
         raise ValueError(
@@ -158,9 +158,9 @@ def cps_noise(sigmas: Tensor, level: float) -> list[float]:
 
 
 class Schedule(NamedTuple):
-    """A noise schedule: how a step is made, and the noise_std of each step of a sigma grid.
+    """A noise schedule: how a step is computed, and the noise_std of each step of a sigma grid.
 
-    step: called as `sde_step` is. noise: (sigmas, level) -> one noise_std per step.
+    step: has the signature of `sde_step`. noise: (sigmas, level) -> one noise_std per step.
     """
 
     step: Callable[..., Step]

@@ -1,4 +1,4 @@
-"""The list that `bpgo settings` prints: each setting with what it may be, default and meaning."""
+"""The list that `bpgo settings` prints: each setting with its values, default and meaning."""
 
 from __future__ import annotations
 

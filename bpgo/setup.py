@@ -1,4 +1,4 @@
-"""From a config to what a run works with. What can fail is tried here, before training starts."""
+"""Create the parts of a run from its config, and check them before training starts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CHANGEABLE = ("iterations:", "checkpoint_every:", "tracker:", "guards:")
 
 
 def with_names(config: Config, policy, objective, prior, reward) -> Config:
-    """The config with the names of objects that were given in place of what it names."""
+    """The config with the names of objects that were passed in place of those that it names."""
     if policy is not None and name_of(policy) not in TABLES["generator"].values():
         named = dataclasses.replace(config.generator, policy=name_of(policy))
         config = dataclasses.replace(config, generator=named)
@@ -118,9 +118,9 @@ def load_policy(config: Config, accelerator: Accelerator):
         )
     given = {name: getattr(g, name) for name in POLICY_SETTINGS if getattr(g, name) is not None}
     given |= {"dtype": g.dtype, "device": "cpu" if g.offload or shards else device}
-    torch.manual_seed(config.seed)  # weights that a policy of your own draws depend on the seed
+    torch.manual_seed(config.seed)  # for a policy that draws its own weights
     policy = load_generator(g.path, g.policy, **given, **g.options)
-    if shards:  # what is sharded moves to the device block by block
+    if shards:  # sharded modules move to the device block by block
         for name in ("vae", *policy.encoders):
             getattr(policy.pipeline, name).to(device)
     for module in policy.modules.values():
@@ -157,10 +157,10 @@ def make_optimiser(config: Config, modules: dict[str, torch.nn.Module]) -> torch
 def make_conditions(
     config: Config, policy, prompts: list[str], accelerator: Accelerator
 ) -> Conditions:
-    """What encodes prompts, each once.
+    """The `Conditions` of a run, which encode each prompt once.
 
-    With generator.offload or several processes, all prompts are encoded now, to disk, and the
-    encoders leave the device for good. Processes share the work. The main process keeps the
+    With generator.offload or several processes, all prompts are encoded now and stored on disk, and
+    the encoders leave the device for good. Processes share the work. The main process keeps the
     encoders on the CPU, to export them with the rest. Without encoders there is nothing to free,
     and each process encodes what it needs.
     """
@@ -175,7 +175,7 @@ def make_conditions(
     conditions = Conditions(policy, folder)
     conditions.prepare(prompts[accelerator.process_index :: accelerator.num_processes])
     accelerator.wait_for_everyone()
-    conditions.prepare(prompts)  # what another machine has encoded onto a disk of its own
+    conditions.prepare(prompts)  # those that another machine has encoded onto its own disk
     if several:
         for encoder in encoders.values():
             encoder.to("cpu" if accelerator.is_main_process else "meta")
@@ -209,7 +209,7 @@ def make_objective(
 def make_prior(
     config: Config, policy, reward: Reward, prompts: list[str], conditions: Callable | None = None
 ) -> Prior:
-    """The prior that `config.prior` names. policy: still the starting model.
+    """The prior that `config.prior` names. policy: must still be the starting model.
 
     The prior is called with those of its parameters that are settings (value, momentum, samples) or
     objects of the run (config, policy, reward, prompts, conditions), and with prior.options.
@@ -231,8 +231,8 @@ def make_metrics(
 ) -> dict[str, Metric]:
     """What an evaluation computes: the reward, the held-out rewards, and all further metrics.
 
-    A single held-out reward is called `held_out`; several have their own names. metrics: in
-    addition to those of `evaluation.metrics`.
+    A single held-out reward is called `held_out`; several have their own names. metrics: further
+    ones, in addition to `evaluation.metrics`.
     """
     held_out = load_rewards(config.evaluation.held_out, device)
     if len(held_out) == 1:
@@ -247,13 +247,13 @@ def make_metrics(
 def load_prompts(config: Config, prompts: list[str] | None = None) -> tuple[list[str], list[str]]:
     """The training prompts, or those given in their place, and the evaluation prompts.
 
-    Raises ValueError if there are fewer than `groups`, and as `read_prompts`.
+    Raises ValueError if there are fewer than `groups`, and errors as `read_prompts` does.
     """
     prompts = read_prompts(config.prompts) if prompts is None else list(prompts)
     if len(prompts) < config.groups:
         raise ValueError(
             f"groups={config.groups} prompts per iteration, but there are only "
-            f"{len(prompts)} prompts"
+            f"{len(prompts)} prompts: lower groups, or add prompts"
         )
     path = config.evaluation.prompts
     return prompts, read_prompts(path) if path else prompts
@@ -272,7 +272,7 @@ def check_prompts(policy, prompts: list[str], name: str) -> None:
 
 
 def try_metrics(policy, prompt: str, metrics: dict[str, Metric]) -> None:
-    """Score decoded noise with every metric, so that one that cannot score it fails now.
+    """Score decoded noise with every metric, so that a broken one fails before training.
 
     Raises ValueError for one that does not return a tensor with one value per sample.
     """

@@ -16,13 +16,13 @@ class Clock:
                 ...
         clock.seconds  # {"decode": ..., "sample": ...}
 
-    The time of a nested block counts for that block only. Work that a GPU still has in its queue
+    The time of a nested block counts for that block only. Work that is still queued on a GPU
     counts for the block that waits for it.
     """
 
     def __init__(self):
         self.seconds: dict[str, float] = defaultdict(float)
-        self._nested = 0.0  # seconds of the blocks inside the present one
+        self._nested = 0.0  # seconds of the blocks inside the current one
 
     @contextmanager
     def __call__(self, name: str):

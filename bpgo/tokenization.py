@@ -1,4 +1,4 @@
-"""Prompts to token ids, refusing words that the text encoder cannot read."""
+"""Tokenization of prompts, with errors for words that the text encoder does not know."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def tokenize(tokenizer, prompts: list[str], max_length: int):
 
 
 def padded(tokenizer, prompts: list[str], max_length: int):
-    """Token ids and mask, padded or cut to `max_length`, without a check of the words."""
+    """Token ids and mask, padded or cut to `max_length`, without checking the words."""
     return tokenizer(
         prompts, padding="max_length", max_length=max_length, truncation=True, return_tensors="pt"
     )
 
 
 def refuse_empty(prompts: list[str], clean: Callable[[str], str] = str.strip) -> None:
-    """Raise ValueError for an empty list, and for prompts that are not text or empty when clean."""
+    """Raise ValueError for an empty list, and for prompts that are not text or are blank."""
     if not prompts or not all(isinstance(p, str) and clean(p) for p in prompts):
         raise ValueError(f"prompts must be a non-empty list of non-empty strings, not {prompts!r}")
 
 
 def refuse_unknown_words(tokenizer, prompts: list[str]) -> None:
-    """Raise ValueError, naming the prompt and its words, if any become `unk` tokens."""
+    """Raise ValueError, naming the prompt and the words, if any words become `unk` tokens."""
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown == tokenizer.eos_token_id:
         return  # byte-level tokenizers (CLIP) spell any word
@@ -41,5 +41,5 @@ def refuse_unknown_words(tokenizer, prompts: list[str]) -> None:
                 words.append(word)
         raise ValueError(
             f"prompt {prompt!r} has words that the text encoder does not know: "
-            f"{', '.join(words) or '?'}"
+            f"{', '.join(words) or '?'}. Use other words"
         )

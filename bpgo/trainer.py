@@ -2,9 +2,9 @@
 
     prompts -> encode -> [rollout -> decode -> reward] -> prior -> objective -> update
 
-`Trainer.step` runs these stages in this order, those in brackets for one micro-batch after the
-other. The randomness of sampling depends only on (seed, iteration, group, sample), so the sampler
-has no state but the iteration number. Rewards may draw from torch's global generator as well. A
+`Trainer.step` runs these stages in order, and those in brackets once per micro-batch. The
+randomness of sampling depends only on (seed, iteration, group, sample), so the sampler has no state
+but the iteration number. Rewards may draw from torch's global generator as well. A
 checkpoint holds the iteration, weights, optimiser, averaged weights, prior and generator, and a
 resumed run equals an uninterrupted one bit for bit.
 
@@ -150,7 +150,7 @@ class Trainer:
     def train(self) -> None:
         """Train up to config.iterations, with evaluations and checkpoints, and export the model."""
         if self.complete:
-            # A process that leaves ends the connection for those that have not come this far.
+            # A process that exits closes the connection for those that are still starting.
             self.accelerator.wait_for_everyone()
             return
         final = self.output / "final"
@@ -211,7 +211,7 @@ class Trainer:
         """The prior and the objective: advantages (N, G) of a batch, and what to log.
 
         scores: (B,) by reward, already scaled; their sum is the reward. The objective sees the
-        groups of all processes. The prior is asked for the prompts of this process, and then
+        groups of all processes. The prior is evaluated for the prompts of this process, and then
         updated with the rewards of all.
         """
         gather, o = self.accelerator.gather, self.config.objective
@@ -250,7 +250,7 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Save the complete state, and delete all but the newest checkpoints."""
-        # The disk is not asked, because processes may see it at different times.
+        # All processes must agree, and each may see the disk at a different time.
         if self.saved_iteration == self.iteration:
             return
         with memory_explained(self.config):
@@ -281,7 +281,7 @@ class Trainer:
         try:
             yield
         except (ValueError, OSError, MemoryError, FloatingPointError):
-            # Saving shards takes all processes, and would wait for those that have not failed.
+            # Saving shards needs all processes, and would wait for those that have not failed.
             if self.optimiser_steps == steps_made and not sharded(self.accelerator):
                 torch.set_rng_state(random_state)
                 self.prior.restore(prior_state)

@@ -27,7 +27,7 @@ def update_policy(
 
     Each optimiser step uses its share of the prompts, and an epoch uses all of them. The
     micro-batches are those that were sampled, because only then is the first importance ratio
-    exactly 1. advantages: (N, G), of the prompts of the rollout.
+    exactly 1. advantages: (N, G), one row per prompt of the rollout.
 
     Returns the means over the optimiser steps of the loss, the clip fractions, the approximate KL
     divergence and the gradient norm; and `first_log_ratio`, the largest |log ratio| before the

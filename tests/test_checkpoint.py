@@ -130,7 +130,7 @@ def without_digest(folder):
 
 
 DAMAGE = {
-    "cut": (cut, "is damaged .*: delete it to resume from the checkpoint before it$"),
+    "cut": (cut, "is damaged .*: delete it to resume from the previous checkpoint$"),
     "flipped": (flip, "is damaged "),
     "empty state": (lambda folder: (folder / "state.json").write_text(""), "is damaged "),
     "no digest": (without_digest, "is damaged "),

@@ -132,5 +132,5 @@ def test_another_run_reads_what_is_on_disk(tmp_path):
 
 
 def test_prompts_of_which_only_some_have_images_are_refused():
-    with pytest.raises(ValueError, match="has no image, and others have"):
+    with pytest.raises(ValueError, match="has no image, but others have one"):
         encode(Encoder(), ["aa", *prompts_of("i2v")])

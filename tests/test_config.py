@@ -111,8 +111,8 @@ def test_an_unknown_key_is_refused_with_the_nearest(preset, override, says):
         ("optimiser.learning_rate=-1e-4", "optimiser.learning_rate = "),
         ("optimiser.ema_decay=1", "optimiser.ema_decay = 1: Input should be less than 1"),
         ("optimiser.updates=3", "groups=8 cannot be divided evenly over optimiser.updates=3"),
-        ("prior.name=constant", "prior.value must be set for prior.name=constant, and for it"),
-        ("prior.value=1.0", "prior.value must be set for prior.name=constant, and for it only"),
+        ("prior.name=constant", "prior.value must be set for prior.name=constant, and only"),
+        ("prior.value=1.0", "prior.value must be set for prior.name=constant, and only then"),
         ("evaluation.metrics=shape", "unknown metric 'shape': did you mean 'shapes'?"),
         ("reward.name=clipp", "reward.name: unknown reward 'clipp': did you mean 'clip'?"),
         ("sampling.schedule=sps", "sampling.schedule: unknown schedule 'sps': did you mean 'cps'?"),
@@ -241,7 +241,7 @@ def test_differences_name_the_keys():
 
 
 def test_a_range_without_a_window_is_refused():
-    expected = r"sampling: window_range limits the place of sampling\.window: set that too"
+    expected = r"sampling: window_range limits the position of the window: set sampling\.window too"
     with pytest.raises(ConfigError, match=expected):
         read_config("t2v-tiny", ["sampling.window=null", "sampling.window_range=[0, 4]"])
     config = read_config("t2v-tiny", ["sampling.window=3", "sampling.window_range=[1, 6]"])

@@ -126,7 +126,7 @@ def test_the_card_has_the_settings_and_the_scores(config, tiny_folder):
     assert f"- Objective: {objective}; arXiv 2511.18919." in lines
     assert "- Reward: 1 clip." in lines
     assert "- Prompts: given; 2 iterations of 2 groups of 3, seed 0." in lines
-    assert "Means over the prompts of given, 2 samples each, by 2 ODE steps:" in lines
+    assert "Means over the prompts of given, with 2 samples each and 2 ODE steps:" in lines
     table = [line.split() for line in card[card.index("```\nmetric") :].splitlines()[1:-1]]
     assert table[0] == ["metric", "before", "after", "9", "iterations"]
     assert table[1:] == [["reward", "0.2500", "0.5000"], ["late", "-", "1.0000"]]

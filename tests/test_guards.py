@@ -103,8 +103,8 @@ def test_one_sample_against_the_rest_is_concentration():
     rewards[..., 3] = 1.0
     log = rows(rewards, name="grpo")
     message = guards.concentration(log, G)
-    assert "an effective 3.7 of 12" in message
-    assert "3.7 is one sample against the rest" in message
+    assert "an effective number of 3.7 of 12" in message
+    assert "3.7 means one sample against the rest" in message
     assert guards.concentration(log[1:], G) is None  # too early
 
 

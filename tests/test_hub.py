@@ -20,11 +20,11 @@ RESPONSE = httpx.Response(401, request=httpx.Request("GET", "https://huggingface
 REFUSALS = {  # what the hub says, and what the message adds to the id and the command
     "gated": (
         GatedRepoError("401 Client Error.\nmore", response=RESPONSE),
-        "accept its terms on its page, then `hf auth login`",
+        "accept its terms on its page, then run `hf auth login`",
     ),
     "unknown": (
         RepositoryNotFoundError("401 Client Error.\nmore", response=RESPONSE),
-        "check its name. If it is private, `hf auth login`",
+        "check its name. If it is private, run `hf auth login`",
     ),
     "not here": (
         LocalEntryNotFoundError("cannot find the requested files in the local cache\nmore"),

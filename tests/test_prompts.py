@@ -102,7 +102,7 @@ def test_images_of_prompts():
     assert images_of([first, second]) == [first.image, second.image]
     assert images_of(["a shape", Prompt("it")]) is None
     assert images_of([]) is None
-    message = r"prompt 'a shape' has no image, and others have \(1 of 3 without\)"
+    message = r"prompt 'a shape' has no image, but others have one \(1 of 3 without\)"
     for mixed in ([first, "a shape", second], [Prompt("a shape"), first, second]):
         with pytest.raises(ValueError, match=message):
             images_of(mixed)

@@ -168,7 +168,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_or_with_those_there_are()
 
 
 def test_an_option_for_what_the_run_gives_is_refused():
-    with pytest.raises(ValueError, match="'a' has a value already"):
+    with pytest.raises(ValueError, match="'a' already has a value"):
         arguments(function, {"a": 1}, {"a": 10}, "it")
 
 

@@ -116,7 +116,7 @@ def test_a_window_that_does_not_fit_is_refused(window):
         ({"window": 0}, "greater than or equal to 1"),
         ({"window": -1}, "greater than or equal to 1"),
         ({"window": 2, "window_range": (-1, 3)}, "greater than or equal to 0"),
-        ({"window_range": (0, 3)}, "window_range limits the place of sampling.window"),
+        ({"window_range": (0, 3)}, "window_range limits the position of the window"),
     ],
 )
 def test_settings_that_can_fit_no_steps_are_refused_when_they_are_read(given, says):

@@ -119,7 +119,7 @@ def test_settings_that_cannot_be_are_refused_in_python_too(make, trees):
         (
             "t2v",
             ["generator.frames=1"],
-            "video_clip_xl sees 4 frames of a video, and these have 1: sample at least 4",
+            "video_clip_xl sees 4 frames of a video, but these have 1: sample at least 4",
         ),
         (
             "t2v",
@@ -173,7 +173,7 @@ def test_settings_of_videos_are_refused_for_images(refused, tiny_folder, overrid
             lambda image: image.convert("L"),
             ': image 1 has mode L, not RGB: use image.convert("RGB")',
         ),
-        (lambda image: None, " has no image, and others have (1 of 4 without)"),
+        (lambda image: None, " has no image, but others have one (1 of 4 without)"),
     ],
     ids=["size", "RGBA", "grey", "none"],
 )

@@ -1,6 +1,6 @@
 """Generators: policies over diffusers pipelines.
 
-A policy encodes prompts, predicts velocities and decodes latents. It knows nothing of rewards.
+A policy encodes prompts, predicts velocities and decodes latents. It does not depend on rewards.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from bpgo.registry import TABLES, arguments, find
 def load_generator(path_or_hub_id: str, policy: str | None = None, **options):
     """The policy for a diffusers folder, a shipped name (`tiny-flux`) or a hub id.
 
-    The class of the pipeline in its model_index.json determines the policy. policy: a class of your
-    own instead, as `module:attribute`. It is called with the options, and with `path`, `dtype` and
+    The class of the pipeline in its model_index.json determines the policy. policy: your own class
+    instead, as `module:attribute`. It is called with the options, and with `path`, `dtype` and
     `device` if its signature has them. If it has a classmethod `load`, as a subclass of
     `FluxPolicy` has, it is loaded from a pipeline's folder or hub id like the policies here.
     options: dtype, device, height, width (pixels), guidance, max_sequence_length; for Wan also
@@ -70,4 +70,6 @@ def _pipeline_class(index: Path) -> str:
     try:
         return json.loads(index.read_text())["_class_name"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{index} is damaged, it names no pipeline class: copy it again") from None
+        raise ValueError(
+            f"{index} is damaged: it does not name a pipeline class. Copy it again"
+        ) from None

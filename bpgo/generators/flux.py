@@ -30,7 +30,7 @@ class FluxPolicy(Placed):
     autoencoder. guidance: the distilled guidance scale, which is embedded if the transformer has
     `guidance_embeds` and ignored otherwise. max_sequence_length: number of T5 tokens; by default
     that of the tokenizer, at most 512. Padding is encoded and attended to, as in the published
-    pipeline. Raises ValueError for sizes that do not divide.
+    pipeline. Raises ValueError for other sizes.
     """
 
     encoders = ("text_encoder", "text_encoder_2")
@@ -152,7 +152,7 @@ class FluxPolicy(Placed):
         add_lora(self.modules["transformer"], rank, alpha, LORA_TARGETS)
 
     def save(self, folder: Path, lora: bool) -> None:
-        """Write what plain diffusers reads.
+        """Write a folder that plain diffusers can load.
 
         lora: the adapters, with their alpha (for `load_lora_weights`), or else the whole pipeline
         (for `from_pretrained`).

@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) by peft, saved with their alpha."""
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) with peft, saved with their alpha."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_lora(module: nn.Module, rank: int, alpha: float, targets: tuple[str, ...
 
 
 def save_lora(pipeline, folder: Path, part: str = "transformer") -> None:
-    """Write the adapters of one part of a pipeline, with the metadata that holds their alpha."""
+    """Write the adapters of one part of a pipeline, with the metadata that contains their alpha."""
     from diffusers.training_utils import _collate_lora_metadata
     from peft.utils import get_peft_model_state_dict
 

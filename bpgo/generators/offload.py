@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Parking:
-    """The parts of a pipeline, of which `use` moves the named ones to the device.
+    """The parts of a pipeline, kept on the CPU until `use` moves some of them to the device.
 
     Weights that are trained stay on the device. The CPU keeps its copy of the frozen ones (in
     pinned memory for a GPU), so that nothing is copied when they leave the device.
@@ -42,7 +42,7 @@ class Parking:
 
 
 class Placed:
-    """A policy that can offload: the base class of those over a diffusers `pipeline`.
+    """Base class of policies over a diffusers `pipeline`, which can offload its parts.
 
     The parts of the pipeline are its `modules`, which are trained, the text `encoders` and the vae.
     """
@@ -56,9 +56,9 @@ class Placed:
         return self.parking.device if self.parking else next(self.pipeline.vae.parameters()).device
 
     def offload(self, device: torch.device | str) -> None:
-        """Compute on this device, with only the parts in use on it.
+        """Compute on this device, and keep only the parts in use on it.
 
-        Call it once it is decided which weights are trained.
+        Call it after the trained weights have been chosen.
         """
         names = (*self.modules, "vae", *self.encoders)
         self.parking = Parking({name: getattr(self.pipeline, name) for name in names}, device)

@@ -36,8 +36,7 @@ class WanPolicy(Placed):
     the "conditional" one (the values are the same). negative_prompt: the prompt of v_u.
     max_sequence_length: number of text tokens; by default that of the tokenizer, at most 512.
 
-    Raises ValueError for sizes that do not divide, for other pipelines, and for pipelines that lack
-    an expert.
+    Raises ValueError for other sizes, for other pipelines, and for pipelines that lack an expert.
     """
 
     encoders = ("text_encoder",)
@@ -73,7 +72,7 @@ class WanPolicy(Placed):
             self.modules["transformer_2"] = pipeline.transformer_2
         for part in (*self.modules.values(), pipeline.vae, pipeline.text_encoder):
             part.requires_grad_(False).eval()
-        self.latent_shape()  # raises an error for sizes that do not divide
+        self.latent_shape()  # checks the sizes
 
     @classmethod
     def load(
@@ -105,7 +104,7 @@ class WanPolicy(Placed):
     ) -> tuple[int, int, int, int]:
         """The shape (channels, T, h, w) of one video's latent.
 
-        Raises ValueError for a size or a number of frames that does not divide.
+        Raises ValueError for a size or a number of frames that is not allowed.
         """
         height, width, frames = height or self.height, width or self.width, frames or self.frames
         space = self.pipeline.vae_scale_factor_spatial
@@ -137,7 +136,7 @@ class WanPolicy(Placed):
         if self.guidance > 1:
             cond["negative"] = self.embed([self.negative_prompt])["text"].expand_as(cond["text"])
         if self.takes_images:
-            # One by one, because 81 frames of several videos may not fit beside the transformers.
+            # One by one, because 81 frames of several videos may not fit with the transformers.
             rows = [self.condition(images[i : i + 1]) for i in range(len(images))]
             cond["image"] = torch.cat(rows)
         return cond
@@ -176,8 +175,8 @@ class WanPolicy(Placed):
     def condition(self, images) -> Tensor:
         """First frames, as `encode` takes them, to (B, 4 + C, T, h, w) float32.
 
-        The first four channels are 1 at the frames that are given, the others the normalised latent
-        of the first frame followed by black.
+        The first four channels are 1 at the frames that are given. The others are the normalised
+        latent of the first frame followed by black.
         """
         vae = self.pipeline.vae
         pixels = pixels_of(images)
@@ -224,7 +223,7 @@ class WanPolicy(Placed):
     def _velocity(
         self, name: str, x: Tensor, sigma: Tensor | float, cond: dict[str, Tensor]
     ) -> Tensor:
-        """`velocity` by the module of this name. The unconditional rows come first."""
+        """`velocity`, predicted by the module of this name. The unconditional rows come first."""
         if not isinstance(sigma, Tensor):
             # Filled on the device, because a copy from the CPU would wait for the GPU.
             sigma = torch.full((), sigma, device=x.device)
@@ -277,12 +276,12 @@ class WanPolicy(Placed):
             add_lora(module, rank, alpha, LORA_TARGETS)
 
     def save(self, folder: Path, lora: bool) -> None:
-        """Write what plain diffusers reads.
+        """Write a folder that plain diffusers can load.
 
-        lora: the adapters with their alpha, or else the whole pipeline (for `from_pretrained`). The
-        adapters are read by `load_lora_weights(folder)`, those of the low-noise expert by
-        `load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)`, because
-        diffusers reads each expert's from a folder of its own.
+        lora: the adapters with their alpha, or else the whole pipeline (for `from_pretrained`).
+        `load_lora_weights(folder)` loads the adapters. Those of the low-noise expert are in a
+        separate folder, as diffusers requires, and are loaded by
+        `load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)`.
         """
         if not lora:
             self.pipeline.save_pretrained(folder)

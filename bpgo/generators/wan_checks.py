@@ -1,4 +1,4 @@
-"""What the Wan policy does not accept: other pipelines and options, and images that do not fit."""
+"""Checks of the Wan policy for pipelines and options that it does not support, and for images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def refuse_other_pipelines(pipeline) -> None:
-    """Raise ValueError for a pipeline that `WanPolicy` would not run as it is published."""
+    """Raise ValueError for a pipeline that `WanPolicy` cannot run as published."""
     name, config = type(pipeline).__name__, pipeline.config
     if name not in ("WanPipeline", "WanImageToVideoPipeline"):
         raise ValueError(f"{name} is not a WanPipeline or WanImageToVideoPipeline")
@@ -68,13 +68,13 @@ def check_parts(folder: Path) -> None:
         is_part = isinstance(entry, list) and all(entry)
         if is_part and not (folder / name).is_dir():
             raise FileNotFoundError(
-                f"{index} names {name} ({entry[1]}), and there is no folder {folder / name}: "
+                f"{index} names {name} ({entry[1]}), but there is no folder {folder / name}: "
                 f"copy it too"
             )
 
 
 def check_guidance(pipeline, guidance: float, guidance_2: float | None, cfg_gradient: str) -> None:
-    """Raise ValueError for a setting of the guidance that does not exist or has no effect."""
+    """Raise ValueError for a guidance setting that does not exist or has no effect."""
     if cfg_gradient not in ("both", "conditional"):
         raise ValueError(f'cfg_gradient must be "both" or "conditional", not {cfg_gradient!r}')
     if guidance_2 is None:

@@ -11,7 +11,7 @@ from bpgo.preflight.published import PIPELINE_PATTERNS, PIPELINES, REWARDS, File
 from bpgo.preflight.sizes import cached_file, component_names, local_path
 from bpgo.registry import TABLES
 
-LOCAL = "local"  # stands in place of a licence
+LOCAL = "local"  # shown in place of a licence
 
 # ----------------------------------------------------------------------------- what is needed
 
@@ -27,8 +27,7 @@ def needed_files(config: Config) -> list[Files]:
 def generator_files(path: str, policy: str | None = None) -> tuple[Files, ...]:
     """The files of a generator. path, policy: as in the settings.
 
-    What a policy of your own makes of its path is not known, so the path is listed only if it
-    exists here.
+    How your own policy uses its path is not known, so the path is listed only if it exists here.
     """
     if policy is not None and policy not in TABLES["generator"]:
         return _own_files(path)
@@ -46,8 +45,8 @@ def generator_files(path: str, policy: str | None = None) -> tuple[Files, ...]:
 def reward_files(name: str, path: str | None) -> tuple[Files, ...]:
     """The files of a reward. name, path: as in the settings.
 
-    Empty for a reward without published weights that has no path. Of your own rewards, only those
-    with a path that exists here have any.
+    Empty for a reward without published weights that has no path. Your own
+    rewards have files only if they have a path that exists here.
     """
     if name not in TABLES["reward"]:
         return _own_files(path)
@@ -105,7 +104,7 @@ def _local_files(path: str, required: str = "") -> Files | None:
 
 
 def present(files: Files) -> bool:
-    """Whether they are here and complete."""
+    """Whether the files are here and complete."""
     return _found(files) and damage(files) is None
 
 
@@ -140,7 +139,7 @@ def absence(files: Files) -> str:
 
 
 def fetch(files: Files) -> str | None:
-    """Fetch them from the hub. Returns what went wrong, or None."""
+    """Fetch the files from the hub. Returns what went wrong, or None."""
     from huggingface_hub import snapshot_download
 
     try:

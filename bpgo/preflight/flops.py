@@ -30,10 +30,10 @@ def flops(config: Config, footprint: Footprint, processes: int = 1) -> float:
 def flops_outside_iterations(
     config: Config, footprint: Footprint, training: int, evaluation: int, processes: int = 1
 ) -> float:
-    """Operations of evaluations and of an SFT prior in a whole run, of all processes together.
+    """Operations of the evaluations and of an SFT prior in a run, summed over all processes.
 
     training, evaluation: how many prompts there are of each. The processes share the evaluations.
-    For an SFT prior each of them samples, once: the result is cached for later runs.
+    For an SFT prior each of them samples once, and the result is cached for later runs.
     """
     e = config.evaluation
     evaluations = math.ceil(config.iterations / (e.every or config.iterations)) + 1

@@ -49,7 +49,7 @@ def matmul_rate(half: bool) -> float:
 
 
 def format_bytes(count: float) -> str:
-    """Such as "1.4 MB": powers of 1000, one decimal."""
+    """A number of bytes as text, such as "1.4 MB": powers of 1000, one decimal."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= unit:
             return f"{count / unit:.1f} {name}"

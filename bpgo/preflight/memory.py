@@ -17,7 +17,7 @@ from bpgo.preflight.launch import Launch
 
 
 class Bytes:
-    """Bytes by part: a base of dataclasses whose fields are all bytes."""
+    """Base class of dataclasses that hold the bytes of each part."""
 
     def listed(self) -> list[tuple[str, int]]:
         """Label and bytes of each part that needs any."""
@@ -64,8 +64,10 @@ class Phases(Bytes):
 
 @dataclass(frozen=True, kw_only=True)
 class Host(Bytes):
-    """What is on the CPU. With several processes, only the main one also keeps the text encoders,
-    which are not counted."""
+    """What is on the CPU.
+
+    With several processes, the main one also keeps the text encoders, which are not counted.
+    """
 
     parked_weights: int
     rollout: int
@@ -190,13 +192,13 @@ def transformer_names(footprint: Footprint) -> list[str]:
 def _of_training(
     config: Config, footprint: Footprint, weights: Weights, launch: Launch
 ) -> dict[str, int]:
-    """Bytes of the trained weights, and of what goes with them."""
+    """Bytes of the trained weights, their gradients, moments, averages and buffers."""
     each = footprint.pipeline.parts["transformer"].parameters
     if config.generator.lora_rank:
         each = lora_parameters(config, footprint)
     trained = each * len(transformer_names(footprint))
     copies = launch.processes > 1 and not launch.sharded
-    gathered = 2 * weights.transformer // footprint.full_size_blocks  # the one at work and the next
+    gathered = 2 * weights.transformer // footprint.full_size_blocks  # the running one and the next
     return {
         "trained_weights": 4 * trained // launch.shards,
         "gradients": 4 * trained // launch.shards,
@@ -213,7 +215,7 @@ def _of_training(
 def _phases(config: Config, footprint: Footprint, weights: Weights, launch: Launch) -> Phases:
     samples = micro_batch_size(config, launch.processes)
     offload = config.generator.offload
-    transformer = weights.largest_frozen if offload else 0  # the one at work
+    transformer = weights.largest_frozen if offload else 0  # the running one
     autoencoder = weights.autoencoder if offload else 0
     return Phases(
         encode=weights.text_encoders if encodes_first(config, launch) else 0,

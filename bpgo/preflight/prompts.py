@@ -22,7 +22,7 @@ class PromptCounts(NamedTuple):
 
 
 def check_prompts(config: Config, footprint: Footprint | None) -> tuple[PromptCounts, list[str]]:
-    """Read all prompts. Returns their numbers, and what is wrong with them.
+    """Read all prompts. Returns their counts, and what is wrong with them.
 
     footprint: of the generator, which says whether prompts need images; None if it is not known.
     """
@@ -42,7 +42,7 @@ def check_prompts(config: Config, footprint: Footprint | None) -> tuple[PromptCo
 
 
 def _read(key: str, path: str, footprint: Footprint | None, problems: list[str]) -> list[str]:
-    """The prompts of one file; none, and a problem more, if they cannot be used."""
+    """The prompts of one file. If they cannot be used, adds a problem and returns no prompts."""
     takes_images = footprint is not None and footprint.takes_images
     try:
         prompts = read_prompts(path)

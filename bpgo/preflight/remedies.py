@@ -12,7 +12,7 @@ OTHER_DEVICE = "another device for the rewards (reward.device, evaluation.held_o
 
 
 def remedies(config: Config, memory: Memory, launch: Launch) -> list[str]:
-    """What to change, that which saves most first. What is in force already is not listed."""
+    """Settings to change, the largest saving first. Those already in force are not listed."""
     generator = config.generator
     permanent, phases = memory.permanent, memory.phases
     largest = phases.largest

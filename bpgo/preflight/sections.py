@@ -28,7 +28,7 @@ from bpgo.reference import cache_file
 from bpgo.registry import TABLES
 
 UTILISATION = 0.4  # assumed: the share of the matmul rate that a training iteration reaches
-# The share of a device's memory that is planned with. The allocator, CUDA and the work of the
+# The share of a device's memory that a plan may use. The allocator, CUDA and the activations of the
 # rewards need the rest.
 USABLE = 0.9
 
@@ -72,7 +72,7 @@ def files_section(config: Config, download: bool) -> Section:
 
 
 def no_memory_section(config: Config, pipeline: Pipeline | None) -> Section:
-    """What to say of memory and time if the generator's footprint is not known."""
+    """The section on memory and time if the generator's footprint is not known."""
     policy = config.generator.policy
     if policy is not None and policy not in TABLES["generator"]:
         return Section([f"Memory and time: not counted, because {policy} is your own policy"], [])
@@ -126,7 +126,7 @@ def _reward_memory(config: Config) -> tuple[int, int, list[str]]:
 
 
 def _fit(config: Config, needs: Memory, launch: Launch, planned: int | None) -> Section:
-    """Whether a process fits its device, and all of them the RAM."""
+    """Whether a process fits its device, and all processes together fit the RAM."""
     cuda, missing = torch.cuda.is_available(), []
     required, available = needs.device, planned or device_memory()
     where = "the planned device" if planned else "this machine's GPU"
@@ -152,7 +152,7 @@ def _fit(config: Config, needs: Memory, launch: Launch, planned: int | None) -> 
 
 
 def _stored_conditions(config: Config, footprint: Footprint, prompts: int) -> Section:
-    """The encoded prompts, where they are kept on disk."""
+    """The encoded prompts that are kept on disk, and whether they fit."""
     size = condition_bytes(config, footprint) * prompts
     folder = cache_file("conditions", []).parent
     what = f"{prompts} encoded prompts, up to {format_bytes(size)}"

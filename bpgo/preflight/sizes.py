@@ -1,4 +1,4 @@
-"""How large a pipeline or a reward is, by the headers of its files or as published."""
+"""The size of a pipeline or a reward, from the headers of its files or as published."""
 
 from __future__ import annotations
 

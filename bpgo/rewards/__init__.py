@@ -1,6 +1,6 @@
 """Rewards: `reward(pixels, prompts) -> (B,)` float32, higher is better.
 
-They know pixels and prompts, and nothing of training. pixels are (B, 3, H, W) images or
+They depend only on pixels and prompts. pixels are (B, 3, H, W) images or
 (B, F, 3, H, W) videos in [0, 1].
 """
 
@@ -57,7 +57,7 @@ def load_reward(
 
 
 def load_rewards(configs: list, device: str = "cpu") -> dict[str, Reward]:
-    """The rewards of these `RewardConfig`s, by name. The second with a name is called `name-2`."""
+    """The rewards of these `RewardConfig`s, by name. A second one of a name is called `name-2`."""
     from bpgo.rewards.worker import Worker
 
     rewards = {}
@@ -129,7 +129,7 @@ def submit(
 ) -> dict[str, Future[Tensor]]:
     """Score the same samples with all rewards, by name.
 
-    Rewards in a process of their own start at once and are not waited for. The others are complete
+    Rewards in separate processes start at once and are not waited for. The others are complete
     when this returns, and their errors are raised here.
     """
     answers = {}
@@ -172,12 +172,10 @@ def checked(reward: Reward, name: str, pixels: Tensor, prompts: list[str]) -> Te
         values = torch.as_tensor(reward(pixels, prompts), dtype=torch.float32, device=pixels.device)
     except RewardError:
         raise
-    except (
-        Exception
-    ) as error:  # a reward is anyone's code: the message must say which reward it was
+    except Exception as error:  # from any user's code, so the message must name the reward
         if is_out_of_memory(error):
             raise MemoryError(
-                f"reward {name!r} (reward.device moves it elsewhere, for example to cpu): {error}"
+                f"reward {name!r} (set reward.device to move it, for example to cpu): {error}"
             ) from error
         raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
     if values.shape != (len(prompts),):

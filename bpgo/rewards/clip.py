@@ -37,7 +37,7 @@ def load(path: str | Path = "openai/clip-vit-large-patch14"):
 
 
 def load_pickscore(path: str | Path = "yuvalkirstain/PickScore_v1"):
-    """PickScore: as `load`, with the cosine multiplied by the model's `exp(logit_scale)`."""
+    """PickScore: like `load`, with the cosine multiplied by the model's `exp(logit_scale)`."""
     return _load(path, logit_scale=True)
 
 

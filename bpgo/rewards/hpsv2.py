@@ -28,7 +28,7 @@ PUBLISHED = "xswu/HPSv2"
 V2_1, V2_0 = "HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt"
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 HEADS = 16  # of both encoders: the only number of ViT-H-14 that the shapes do not show
-RENAMES = {  # open_clip's names to those of transformers, one substitution after the other
+RENAMES = {  # open_clip's names to those of transformers, substitutions applied in order
     r"^visual\.proj$": "visual_projection.weight",
     r"^text_projection$": "text_projection.weight",
     r"^visual\.": "vision_model.",
@@ -60,7 +60,7 @@ def load(path: str | Path = PUBLISHED):
 
 
 def load_v2_0(path: str | Path = PUBLISHED):
-    """HPSv2, version 2.0: as `load`."""
+    """HPSv2, version 2.0, loaded like `load`."""
     return _load(path, V2_0)
 
 

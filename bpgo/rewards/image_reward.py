@@ -6,8 +6,8 @@ mean of 0.1672 and std of 1.0333 give about -2..+2, and near 1 for good images.
 Our folders hold `config.json` (BLIP vision and text configurations, widths of the head, mean and
 std), `model.safetensors` and a BERT tokenizer. `THUDM/ImageReward` publishes `ImageReward.pt`
 (float32, 1.79 GB) and `med_config.json`, with the tokenizer of `bert-base-uncased`. Code and
-weights are under Apache-2.0. Upstream resizes with PIL, which gives bytes, and rounds the offset of
-the crop, which is rounded down here: a difference of at most one pixel.
+weights are under Apache-2.0. Upstream resizes with PIL, which gives bytes. It rounds the
+offset of the crop, which is rounded down here: a difference of at most one pixel.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TEXT = (
     "pad_token_id",
 )
 UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
-RENAMES = {  # BLIP's names to those of ImageReward, one substitution after the other
+RENAMES = {  # BLIP's names to those of ImageReward, substitutions applied in order
     r"^blip\.text_encoder\.": "text.",
     r"^blip\.visual_encoder\.": "vision.",
     r"^vision\.cls_token$": "vision.embeddings.class_embedding",
@@ -79,7 +79,7 @@ class ImageReward(nn.Module):
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         image = self.vision(pixels).last_hidden_state
         # is_decoder stays False in the call, which gives cross-attention without a causal mask, as
-        # upstream scores.
+        # in upstream's scoring.
         text = self.text(input_ids, attention_mask=attention_mask, encoder_hidden_states=image)
         scores = self.head(text.last_hidden_state[:, 0])[:, 0]
         return (scores - self.config["mean"]) / self.config["std"]
@@ -125,7 +125,7 @@ def load(path: str | Path = "THUDM/ImageReward"):
 
 
 def rename(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The published state dict under ImageReward's names, without what the score does not use."""
+    """The published state dict under ImageReward's names, without unused tensors."""
     ours = {}
     for name, tensor in theirs.items():
         if not name.startswith(UNUSED):

@@ -1,7 +1,7 @@
 """Qwen3-VL-Embedding (Li et al. 2026, arXiv 2601.04720): a cosine for text alignment.
 
 The metric is the cosine of the embeddings of a video and of its prompt. Qwen3-VL reads a chat: the
-instruction as the system's message, the video or the prompt as the user's, then the opening of the
+instruction as the system's message, the video or the prompt as the user's, and the opening of the
 assistant's. The embedding (2048 numbers) is the last hidden state at the last token, scaled to norm
 1. Cosines are -1..1; papers report about .67-.69 for good videos. `Qwen/Qwen3-VL-Embedding-2B` is a
 transformers folder under Apache-2.0 (`config.json`, `model.safetensors`, the files of a tokenizer).
@@ -13,8 +13,8 @@ pair of frames, and the same default instruction for videos and prompts. The pap
 Frames are rounded to bytes but not compressed, and everything is float32.
 
 Not verified: any number from the published weights, and what sentence-transformers or transformers'
-own video processor would give. These sample, resize and (since transformers 5) frame the video with
-tokens in other ways.
+own video processor would give. Both sample and resize the video, and (since transformers 5)
+frame it with tokens, in other ways.
 """
 
 from __future__ import annotations
@@ -112,13 +112,13 @@ def read_model(path: str | Path):
 
 
 def frame_indices(count: int, fps: float) -> Tensor:
-    """Which of `count` frames, at `fps` per second, are seen.
+    """Which of `count` frames, at `fps` per second, the model sees.
 
-    One per second, 4..64, an even number. Raises ValueError for fewer than 2 frames.
+    It sees one per second, an even number from 4 to 64. Raises ValueError for fewer than 2 frames.
     """
     if count < 2:
         raise ValueError(
-            f"Qwen3-VL-Embedding sees pairs of frames, and this video has {count}: "
+            f"Qwen3-VL-Embedding sees pairs of frames, but this video has {count}: "
             f"give it at least 2"
         )
     number = min(max(count / fps, 4), 64, count) // 2 * 2
@@ -126,7 +126,7 @@ def frame_indices(count: int, fps: float) -> Tensor:
 
 
 def describe(indices: Tensor, fps: float, tokens: int) -> str:
-    """What stands for a video in the chat: the mean time and `tokens` of each pair of frames."""
+    """The text of a video in the chat: the mean time and `tokens` of each pair of frames."""
     times = (indices.double() / fps).view(-1, 2).mean(1).tolist()
     parts = [f"<{t:.1f} seconds><|vision_start|>{VIDEO * tokens}<|vision_end|>" for t in times]
     return "".join(parts)

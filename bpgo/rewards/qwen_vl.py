@@ -1,4 +1,4 @@
-"""What the rewards that read videos with a Qwen-VL share: the size of frames, and their patches."""
+"""The size and the patches of frames, for all rewards that read videos with a Qwen-VL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def smart_resize(height: int, width: int, side: int, low: int, high: int) -> tup
     """
     if max(height, width) > 200 * min(height, width):
         raise ValueError(
-            f"Qwen-VL takes frames of an aspect ratio up to 200, not {height} x {width}"
+            f"Qwen-VL takes frames with an aspect ratio of up to 200, not {height} x {width}"
         )
     fitted = [max(side, round(n / side) * side) for n in (height, width)]
     if fitted[0] * fitted[1] > high:

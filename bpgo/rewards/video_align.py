@@ -9,7 +9,7 @@ visual quality (VQ), motion quality (MQ) and text alignment (TA). The rewards ar
 typically -2..+2, and overall VQ + MQ + TA, typically -4..+4. The model is causal and the prompt
 follows the tokens of VQ and MQ, so only TA depends on it. Rotary positions are 0, 1, 2, ... over
 frames and text alike, not Qwen2-VL's 3-D positions, because VideoAlign's forward does not pass
-these on and the text model then counts.
+these on, so the text model counts.
 
 `KwaiVGI/VideoReward` publishes `model_config.json` (settings, mean and std) and in
 `checkpoint-11352/` a tokenizer folder and `model.pth`, a state dict of all of Qwen2-VL with its
@@ -69,7 +69,7 @@ PUBLISHED = {  # Qwen2-VL-2B-Instruct
         depth=32, embed_dim=1280, hidden_size=1536, num_heads=16, mlp_ratio=4, patch_size=PATCH
     ),
 }
-RENAMES = {  # the published names to those of VideoReward, one substitution after the other
+RENAMES = {  # the published names to those of VideoReward, substitutions applied in order
     r"^base_model\.model\.": "",
     r"\.base_layer\.": ".",
     r"^visual\.": "backbone.visual.",
@@ -125,17 +125,17 @@ def load(path: str | Path = HUB_ID, *, fps: float = 16.0):
 
 
 def load_vq(path: str | Path = HUB_ID, *, fps: float = 16.0):
-    """Visual quality: as `load`."""
+    """Visual quality, loaded like `load`."""
     return _load(path, "vq", fps)
 
 
 def load_mq(path: str | Path = HUB_ID, *, fps: float = 16.0):
-    """Motion quality: as `load`."""
+    """Motion quality, loaded like `load`."""
     return _load(path, "mq", fps)
 
 
 def load_ta(path: str | Path = HUB_ID, *, fps: float = 16.0):
-    """Text alignment: as `load`."""
+    """Text alignment, loaded like `load`."""
     return _load(path, "ta", fps)
 
 
@@ -178,12 +178,12 @@ def _load(path: str | Path, dimension: str, fps: float):
 def frame_indices(count: int, fps: float, rate: float = 2.0) -> Tensor:
     """Which of `count` frames, at `fps` per second, are seen at `rate` per second.
 
-    An even number, and at least 4 if there are that many: of 81 frames 10 at 16 per second, 6 at
-    24. Raises ValueError for fewer than 2 frames.
+    The number is even, and at least 4 if there are that many. Of 81 frames, 10 are seen at 16 per
+    second and 6 at 24. Raises ValueError for fewer than 2 frames.
     """
     if count < 2:
         raise ValueError(
-            f"VideoReward sees pairs of frames, and this video has {count}: give it at least 2"
+            f"VideoReward sees pairs of frames, but this video has {count}: give it at least 2"
         )
     number = min(max(count / fps * rate, 4), min(768, count) // 2 * 2)
     return torch.linspace(0, count - 1, round(number / 2) * 2).round().long()
@@ -227,7 +227,7 @@ def read_settings(file: Path) -> tuple[dict, dict, float]:
         norms = NORMS | (content.get("inference_config") or {})
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise ValueError(
-            f"{file} is damaged, or not that of a VideoReward ({error!r}): download it again"
+            f"{file} is damaged, or does not belong to a VideoReward ({error!r}): download it again"
         ) from error
     for key, value in FIXED.items():
         if settings.get(key, value) != value:

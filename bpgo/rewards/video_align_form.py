@@ -1,4 +1,4 @@
-"""What VideoReward reads: a chat with the video and the form in which the prompt stands."""
+"""The text that VideoReward reads: a chat with the video and a form that contains the prompt."""
 
 CHAT = """<|im_start|>system
 You are a helpful assistant.<|im_end|>

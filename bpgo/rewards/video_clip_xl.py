@@ -46,10 +46,8 @@ PUBLISHED = {
     "frames": 8,
     "max_length": 248,
 }
-KEPT = (
-    20  # Long-CLIP keeps CLIP's first 20 text positions and stretches the rest, in a second table
-)
-RENAMES = {  # the names of OpenAI's CLIP to those of VideoCLIP, one substitution after the other
+KEPT = 20  # CLIP's first 20 text positions; Long-CLIP stretches the rest, in a second table
+RENAMES = {  # the names of OpenAI's CLIP to those of VideoCLIP, substitutions applied in order
     r"^vision_model\.vision_encoder\.temporal_positional_embedding$": "temporal",
     r"^vision_model\.vision_encoder\.proj$": "vision.visual_projection.weight",
     r"^vision_model\.vision_encoder\.": "vision.vision_model.",
@@ -181,7 +179,7 @@ def preprocess(pixels: Tensor, frames: int, side: int) -> Tensor:
     count = pixels.shape[1]
     if count < frames:
         raise ValueError(
-            f"video_clip_xl sees {frames} frames of a video, and these have {count}: "
+            f"video_clip_xl sees {frames} frames of a video, but these have {count}: "
             f"sample at least {frames}"
         )
     chosen = pixels[:, :: count // frames][:, :frames]

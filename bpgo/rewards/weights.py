@@ -59,7 +59,7 @@ def read_pretrained(kind: type, path: str | Path) -> nn.Module:
 
 
 def renamed(name: str, patterns: dict[str, str]) -> str:
-    """The name after all substitutions (pattern: replacement), one after the other."""
+    """The name after all substitutions (pattern: replacement), applied in order."""
     for pattern, replacement in patterns.items():
         name = re.sub(pattern, replacement, name)
     return name

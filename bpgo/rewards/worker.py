@@ -1,4 +1,4 @@
-"""A reward in a process of its own: it scores while the next samples are drawn, on any device."""
+"""A reward in a separate process, which scores on any device while the next samples are drawn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bpgo.rewards import RewardError, load_reward
 
 
 class Worker:
-    """`load_reward` with these arguments in another process. Calling it waits for the scores.
+    """A reward that `load_reward` loads in another process. Calling it waits for the scores.
 
     time_limit: seconds for one call; a process that takes longer is ended. The constructor raises
     what `load_reward` raises. Calls raise errors as `checked` does, and RewardError if the process
@@ -33,7 +33,7 @@ class Worker:
         threading.Thread(target=self._answer_calls, daemon=True).start()
 
     def submit(self, pixels: Tensor, prompts: list[str]) -> Future[Tensor]:
-        """Start to score. The future gives the (B,) scores, on the device of the pixels."""
+        """Start scoring. The future gives the (B,) scores, on the device of the pixels."""
         future: Future[Tensor] = Future()
         self.calls.put((future, pixels, [str(prompt) for prompt in prompts]))
         return future
@@ -48,7 +48,7 @@ class Worker:
         self.pipe.close()
 
     def _answer_calls(self) -> None:
-        """One call after the other, in a thread of its own."""
+        """Answer the calls in order, in a separate thread."""
         while True:
             future, pixels, prompts = self.calls.get()
             try:
@@ -104,7 +104,7 @@ def _serve(pipe, given: dict) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself, or its text as a RewardError if the class may not survive the journey."""
+    """The error itself, or its text as a RewardError if its class may not survive pickling."""
     if type(error) in (RewardError, ValueError, TypeError, OSError, FileNotFoundError, MemoryError):
         return error
     return RewardError(f"{type(error).__name__}: {error}")

@@ -15,7 +15,7 @@ from tests.generators.pipelines import PROMPTS, photos, remade, with_index
 def test_a_missing_expert_is_named(wan_i2v_folder, tmp_path):
     folder = shutil.copytree(wan_i2v_folder, tmp_path / "one")
     shutil.rmtree(folder / "transformer_2")
-    message = r"names transformer_2 \(WanTransformer3DModel\), and there is no folder .*former_2: c"
+    message = r"names transformer_2 \(WanTransformer3DModel\), but there is no folder .*former_2: c"
     with pytest.raises(FileNotFoundError, match=message):
         WanPolicy.load(folder)
 

@@ -105,7 +105,7 @@ def test_a_download_that_fails_is_reported_with_the_remedy(hub_cache, monkeypatc
     first = preflight(read_config("t2i-flux"), download=True).missing[0]
     assert first.startswith(
         "black-forest-labs/FLUX.1-dev could not be downloaded: "
-        "accept its terms on its page, then `hf auth login`"
+        "accept its terms on its page, then run `hf auth login`"
     )
     assert first.endswith("(401 Client Error)")
 

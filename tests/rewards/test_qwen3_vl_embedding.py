@@ -157,7 +157,7 @@ def test_what_cannot_be_scored_is_refused(folder):
     reward, pixels = load_reward(NAME, folder), byte_videos(9, 28, 28)
     with pytest.raises(RewardError, match=r"takes videos \(batch, frames, 3, height, width\)"):
         reward(pixels[:, 0], PROMPTS)
-    with pytest.raises(RewardError, match="sees pairs of frames, and this video has 1"):
+    with pytest.raises(RewardError, match="sees pairs of frames, but this video has 1"):
         reward(pixels[:, :1], PROMPTS)
     message = r"a prompt contains <\|video_pad\|>, which stands for a video: remove it"
     with pytest.raises(RewardError, match=message):

@@ -47,7 +47,7 @@ def test_wan_s_frames_are_252_tokens_per_pair():
 
 
 def test_frames_too_long_are_refused():
-    with pytest.raises(ValueError, match="aspect ratio up to 200, not 2 x 500"):
+    with pytest.raises(ValueError, match="aspect ratio of up to 200, not 2 x 500"):
         smart_resize(2, 500, 28, LOW, HIGH)
 
 

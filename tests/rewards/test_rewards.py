@@ -254,5 +254,5 @@ def test_running_out_of_memory_in_a_reward_names_what_to_change(error):
         with memory_explained(read_config("t2i-tiny")):
             checked(large, "mine", torch.zeros(1, 3, 8, 8), ["a"])
     first = str(error).splitlines()[0]
-    remedy = "reward.device moves it elsewhere, for example to cpu"
+    remedy = "set reward.device to move it, for example to cpu"
     assert f"reward 'mine' ({remedy}): {first})" in str(told.value)

@@ -281,7 +281,7 @@ def test_what_cannot_be_scored_is_refused(folder):
     reward, pixels = load_reward("video_align", folder), byte_videos(9, 28, 28)
     with pytest.raises(RewardError, match=r"takes videos \(batch, frames, 3, height, width\)"):
         reward(pixels[:, 0], PROMPTS)
-    with pytest.raises(RewardError, match="sees pairs of frames, and this video has 1"):
+    with pytest.raises(RewardError, match="sees pairs of frames, but this video has 1"):
         reward(pixels[:, :1], PROMPTS)
     message = r"a prompt contains <\|MQ_reward\|>, a special token of VideoReward: remove it"
     with pytest.raises(RewardError, match=message):
@@ -358,7 +358,7 @@ def test_a_misshapen_lora_is_refused_and_the_language_model_s_head_is_not_needed
 
 UNUSABLE = [  # the contents of model_config.json, and the message
     ("{", r"model_config\.json is damaged, .* \(JSONDecodeError.*\): download it again"),
-    ("[]", r"is damaged, or not that of a VideoReward \(TypeError"),
+    ("[]", r"is damaged, or does not belong to a VideoReward \(TypeError"),
     ('{"data_config": {}}', r"not that of a VideoReward \(KeyError\('model_config'\)\)"),
     (settings(lora_r=0), r"not that of a VideoReward \(ZeroDivisionError"),
     (settings(prompt_template_type="simple"), "has prompt_template_type 'simple': .* only 'detai"),

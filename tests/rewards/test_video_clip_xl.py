@@ -259,7 +259,7 @@ def test_what_is_not_a_video_is_refused(folder):
     with pytest.raises(RewardError, match=r"not \(3, 3, 9, 32, 32\)"):  # channels first
         reward(torch.zeros(3, 3, 9, 32, 32), PROMPTS)
     for few in (0, 1, 7):
-        message = f"sees 8 frames of a video, and these have {few}: sample at least 8"
+        message = f"sees 8 frames of a video, but these have {few}: sample at least 8"
         with pytest.raises(RewardError, match=message):
             reward(torch.zeros(3, few, 3, 32, 32), PROMPTS)
     with pytest.raises(ValueError, match="sees 8 frames of a video, not 9: choose them with"):

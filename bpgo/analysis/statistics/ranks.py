@@ -1,8 +1,8 @@
 """Rank statistics with intervals that resample clusters.
 
 `clusters` (n,) labels what is independent, such as the seed or the prompt of each point. Whole
-clusters are resampled, and the n of an interval is the number of clusters. Without `clusters`, all points
-count as independent: the interval is then too narrow if they are not, and unreliable below 20
+clusters are resampled, and the n of an interval counts clusters. Without `clusters`, all points
+count as independent. The interval is then too narrow if they are not, and unreliable below 20
 points. Resamples for which the statistic is not defined are left out. Below 10 clusters the bounds
 are NaN if the statistic is not defined without one of them. In simulations with 5 to 30 clusters,
 95 % intervals covered 94-97 %, and 93-95 % for `auroc`.

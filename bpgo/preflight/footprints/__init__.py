@@ -1,6 +1,6 @@
 """Footprints: what a sample costs in each model family.
 
-To add a family, write a subclass of `Footprint` in a module of its own and add one line to
+To add a family, write a subclass of `Footprint` in a new module and add one line to
 FOOTPRINTS. A published checkpoint of the family is one entry in bpgo.preflight.published.
 """
 
@@ -23,6 +23,6 @@ FOOTPRINTS: dict[str, type[Footprint]] = {
 
 
 def footprint_of(config: Config, pipeline: Pipeline) -> Footprint | None:
-    """The footprint of a generator; None for a family that is not known or a policy of your own."""
+    """The footprint of a generator; None for an unknown family or your own policy."""
     family = FOOTPRINTS.get(config.generator.policy or pipeline.class_name)
     return family(config.generator, pipeline) if family else None

@@ -13,7 +13,7 @@ class Sample(NamedTuple):
     """The sizes of one sample.
 
     height, width: pixels. frames: 1 for an image. latent: how many numbers its latent has.
-    tokens: of the latent, in the transformer. text_tokens: of the prompt.
+    tokens: those of the latent in the transformer. text_tokens: those of the prompt.
     rows: rows of the transformer's batch, 2 with classifier-free guidance.
     tile: pixels of a frame that are decoded at a time.
     """
@@ -36,8 +36,8 @@ class Sample(NamedTuple):
 class Footprint(ABC):
     """What a model family costs, as a function of the settings and of the pipeline's sizes.
 
-    A family states here what is peculiar to it. bpgo.preflight.activations, memory and flops are
-    written in these terms and know no family.
+    A subclass describes one family. bpgo.preflight.activations, memory and flops use only this
+    interface.
 
     lora: whether only adapters are trained. half: whether activations are bfloat16. rows: rows of
     the transformer's batch.
@@ -97,11 +97,11 @@ class Footprint(ABC):
 
     @abstractmethod
     def working(self, rows: int, lora: bool, half: bool) -> float:
-        """Bytes that the block at work holds in addition."""
+        """Bytes that the running block holds in addition."""
 
     @abstractmethod
     def working_without_gradients(self, rows: int, half: bool) -> float:
-        """Bytes that the block at work holds when nothing is kept for a backward pass."""
+        """Bytes that the running block holds when nothing is kept for a backward pass."""
 
     @property
     @abstractmethod

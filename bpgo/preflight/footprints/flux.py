@@ -8,7 +8,7 @@ from bpgo.preflight.footprints.base import Footprint, Sample
 
 
 class BlockBytes(NamedTuple):
-    """Bytes per token and unit of width: kept by a double and by a single block, and at work."""
+    """Bytes per token and unit of width: kept by a double or single block, and while one runs."""
 
     double: float
     single: float
