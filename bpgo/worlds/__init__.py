@@ -31,8 +31,8 @@ oracle:
 
 Worlds whose scenes have named attributes (`scene.attributes`) also have
 `captions.leave_out(scene, names) -> description` and `scenes.draw(scenes, offsets) -> Tensor`,
-which draws without chance. Worlds may add optional arguments after the ones above. `generator` is
-a torch.Generator, `rng` a random.Random, and `specified` the share of prompts that leave nothing
+which is deterministic. Worlds may add optional arguments after the ones above. `generator` is a
+torch.Generator, `rng` a random.Random, and `specified` the share of prompts that leave nothing
 open.
 
 To add a world, write such a package and add one line to the "metric" table in `bpgo/registry.py`

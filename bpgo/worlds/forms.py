@@ -1,4 +1,4 @@
-"""Coloured forms: what the worlds `shapes` and `clips` show, how it is drawn and named."""
+"""Coloured shapes, which the worlds `shapes` and `clips` show: how they are drawn and named."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ANY_SHAPE = ("shape", "thing")
 
 
 def cover(shape: str, x: Tensor, y: Tensor, radius: float | Tensor) -> Tensor:
-    """Share of each pixel, in [0, 1], that a shape covers: anti-aliased.
+    """Share of each pixel, in [0, 1], that a shape covers, with anti-aliasing.
 
     x, y: pixel centres relative to the centre of the shape, in pixels, y pointing down.
     """

@@ -63,8 +63,8 @@ def nearest(pixels: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 def relative_diversity(values: Sequence[Hashable], possible: int) -> float:
     """Diversity of two or more values: 1 for uniform draws from `possible` values, 0 if all agree.
 
-    The chance that two of the values differ (Simpson's index, unbiased), divided by the same
-    chance for uniform draws, 1 - 1 / possible.
+    This is the probability that two of the values differ (Simpson's index, unbiased), divided by
+    the same probability for uniform draws, 1 - 1 / possible.
     """
     pairs = len(values) * (len(values) - 1)
     same = sum(count * (count - 1) for count in Counter(values).values()) / pairs
@@ -87,7 +87,7 @@ def diversity_by_group(
 
 
 def error_rate(read: list, scenes: list) -> dict[str, float]:
-    """Shares of what was read that are wrong.
+    """Shares of the readings that are wrong.
 
     misread: read as another scene or not recognised. unrecognised: not recognised (None).
     """

@@ -1,4 +1,4 @@
-"""Captions of clips: what moves and how, named or left out, and how ambiguous that is, exactly.
+"""Captions of clips with controlled ambiguity, and the exact ambiguity of each caption.
 
 As in the shapes world, each attribute is named with probability MENTION, in one of two words. A
 motion that is not named is either not mentioned at all, or mentioned as a motion: "a red circle
@@ -35,7 +35,7 @@ WORDS = {
 
 
 def _meanings() -> dict[str, tuple[str, str | None]]:
-    """Phrase -> (kind of attribute, value). "a" and "it" are kinds of their own."""
+    """Phrase -> (kind of attribute, value). "a" and "it" are separate kinds."""
     meanings = {
         phrase: (kind, value)
         for kind, table in WORDS.items()
@@ -72,8 +72,8 @@ def wordings(description: Scene) -> dict[str, float]:
 def leave_out(scene: Scene, names: set[str], says_moving: bool = False) -> Scene:
     """The description of a scene that leaves these attributes open.
 
-    says_moving: a motion left open becomes MOVING, "anything but still". It does so in any case if
-    the description has a speed.
+    says_moving: a motion left open becomes MOVING, "anything but still". It always does if the
+    description has a speed.
     """
     description = replace(scene, **dict.fromkeys(names))
     if "motion" in names and scene.motion != "still" and (says_moving or description.speed):
@@ -105,7 +105,7 @@ def sample_caption(scene: Scene, rng: random.Random) -> str:
 
 
 def parse(caption: str) -> Scene:
-    """The description that a caption words. Raises ValueError for text that is not a caption.
+    """The description that a caption states. Raises ValueError for text that is not a caption.
 
     The message names the words that are unknown, or that name an attribute a second time.
     """
@@ -148,7 +148,7 @@ def prompt_bits(caption: str, image_of: Scene | None = None) -> float:
 
     Every scene that fits counts the same: "a shape" is a more likely caption of a scene that is
     still than of one that moves, and this is ignored. image_of: for image-to-video, the scene whose
-    first frame is given, which tells the shape and the colour.
+    first frame is given, which shows the shape and the colour.
     """
     description = parse(caption)
     if image_of is not None:

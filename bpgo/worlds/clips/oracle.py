@@ -1,8 +1,8 @@
-"""The oracle of clips: reads a video back into what moves and how, and measures its quality.
+"""The oracle of clips: reads from a video what moves and how, and measures its quality.
 
 In each frame, the colour whose mixture with the background explains the pixels best gives a cover
 map. Its centre of mass and its area give the place and the size, for each shape that it could be.
-The shape with the nearest drawing is what is read. The path over the nine frames is then compared
+The shape with the nearest drawing is read. The path over the nine frames is then compared
 with the thirteen paths of the world. The card of the autoencoder states the error rates, on
 drawings and on autoencoded videos.
 """
@@ -35,12 +35,12 @@ RECOGNISED = 0.10  # RMS pixel distance beyond which a video shows no scene
 # something else as well.
 SPOT = 0.25
 ASTRAY = 2.0  # RMS pixels from the nearest path beyond which a motion is none of the world's
-# RMS change of place and radius, in pixels, below which nothing moves: half of what slow growth
-# changes. A large thing that stays is nearer to the middle of a growth, and does not grow.
+# RMS change of place and radius, in pixels, below which nothing moves: half the change of slow
+# growth. Without it, a large shape that stays still would be read as growing.
 STILL = 0.29
 FAINT = 0.08  # cover below which a pixel is noise, which would shift the centre
 # Largest radius that is read, in pixels (the world's largest is 9). Without it a white video would
-# be a thing that is drawn well.
+# be read as a large shape.
 LARGEST = 10.0
 PALETTE = torch.tensor(list(COLOURS.values()))
 
@@ -154,7 +154,7 @@ def _moments(cover: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _nearest_way(path: Tensor) -> tuple[Tensor, Tensor]:
     """(B,) index of the nearest of WAYS to paths (B, 9, 3), and the RMS pixels between them.
 
-    Where a path begins does not count. A path that changes less than STILL is still.
+    The start of a path does not count. A path that changes less than STILL is still.
     """
     ways = torch.stack([track(*way) for way in WAYS])
     offset = path[:, None] - ways  # (B, ways, 9, 3)
@@ -178,14 +178,14 @@ def measure(pixels: Tensor, prompts: list[str]) -> dict[str, Tensor]:
     """(B,) values of each metric. Samples of one prompt must be adjacent.
 
     accuracy: 1.0 where the video shows all that its prompt names, else 0.0. motion: quality of
-    motion in [0, 1], the share of frames that show one and the same thing, times exp(-astray / 1
-    pixel). visual: visual quality in [0, 1], the mean over frames of 1 minus the squares that the
-    drawing leaves over those that it draws, not below 0 in any frame. overall: mean of these three.
+    motion in [0, 1], the share of frames that show the same thing, times exp(-astray / 1 pixel).
+    visual: visual quality in [0, 1], the mean over frames of 1 minus the ratio of the squared
+    residual to the squared drawing, at least 0 in every frame. overall: mean of these three.
 
     flicker: RMS change between frames of what the drawing does not explain. first_frame: RMS
     distance of the first frame to the image of the prompt, NaN without one. Both are in pixel
-    units of [0, 1], lower is better. diversity: `diversity` of the videos of the prompt, NaN where
-    it is not defined.
+    units of [0, 1], and lower is better. diversity: `diversity` of the videos of the prompt, NaN
+    where it is not defined.
     """
     seen, videos = read(pixels), pixels.detach().float().cpu()
     rest, drawn = videos - seen.drawing, seen.drawing - BACKGROUND

@@ -1,4 +1,4 @@
-"""Scenes of one thing in motion, nine frames long, and how one is drawn.
+"""Scenes of one thing in motion, nine frames long, and how they are drawn.
 
 A shape of some colour stays still, moves in one of four directions, bounces or grows, slowly or
 fast. Where it starts does not depend on what it will do, so a first frame tells nothing about the

@@ -1,9 +1,10 @@
-"""Captions of digits, and how much each leaves open, exactly.
+"""Captions of digits, and exactly how much each leaves open.
 
-A caption names the digit, or tells that it is one of two that are easily confused, in which half of
-the scale it is, its parity, or only that it is a digit. A vague description is used for every digit
-that it fits with the same probability. (5 is in neither half, so it is named more often.) Digits
-are equally frequent, so a caption leaves open log2 of the number of digits that fit.
+A caption names the digit, or says only that it is one of two that are easily confused, that it is
+above or below five, that it is even or odd, or that it is a digit. A vague description is used with
+the same probability for every digit that it fits. (5 is neither above nor below five, so it is
+named more often.) Digits are equally frequent, so a caption leaves open log2 of the number of
+digits that fit.
 """
 
 from __future__ import annotations
@@ -107,9 +108,9 @@ def scene_bits(scene: int) -> float:
 def graded_prompts(n: int, seed: int, specified: float = 0.5) -> list[dict[str, str | float]]:
     """n prompts of graded ambiguity, as rows {prompt, level, bits}.
 
-    A share `specified` names a digit, each as often. The others are vague: one of two digits, half
-    of the scale, parity or any digit, each kind as often. level: 1 - bits / log2(10), in [0, 1].
-    bits: `prompt_bits`.
+    A share `specified` names a digit, each equally often. The others are vague: one of two digits,
+    above or below five, even or odd, or any digit, each kind equally often. level:
+    1 - bits / log2(10), in [0, 1]. bits: `prompt_bits`.
     """
     rng = random.Random(seed)
     kinds = list(KINDS.values())

@@ -1,10 +1,10 @@
-"""The oracle of digits: a learned judge, with a measured error, that reads an image back.
+"""The oracle of digits: a learned judge, with a measured error, that reads the digit of an image.
 
 Handwriting cannot be read by an exact rule. Three small convolutional networks, trained on images
 that neither the generator nor the rewards have seen, give the probabilities of the ten digits and
 of NOTHING (noise, collages, two digits on top of each other, negatives); their mean is the reading.
-Unlike the oracles of the other worlds it errs, and its card states how often, on its test split. It
-does not need scikit-learn, because the images that it compares with are stored with its weights.
+Unlike the oracles of the other worlds, it makes errors, and its card states their rate on its test
+split. It does not need scikit-learn, because its comparison images are stored with its weights.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def measure(pixels: Tensor, prompts: list[str]) -> dict[str, Tensor]:
     """(B,) values of each metric. Samples of one prompt must be adjacent.
 
     accuracy: 1.0 where the image shows a digit that its prompt fits, else 0.0. distance: RMS pixel
-    distance to the nearest real image, in [0, 1], lower is better. diversity: `diversity` of the
+    distance to the nearest real image, in [0, 1]; lower is better. diversity: `diversity` of the
     images of the prompt, NaN where it is not defined.
     """
     digits, distance, _ = read(pixels)

@@ -2,8 +2,8 @@
 
 A scene is a digit, 0 to 9, and a description is the set of digits that it fits. The 1797 images of
 8 x 8 grey levels (optical recognition of handwritten digits, UCI, CC BY 4.0) are divided by a fixed
-permutation into splits that share no image: one for the generator, one for the rewards, and one for
-the oracle, a part of which is kept to measure the error of the oracle.
+permutation into splits that share no image: one for the generator, one for the rewards, one to
+train the oracle, and one to measure its error.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `bpgo.worlds.pretrain.stages` lists the stages. Each trains from a fixed seed. The captions of a
 generator are partly wrong, so the supervised fine-tuned model has something left to learn. Weights
-are stored in half precision, and the numbers on each card are measured on what was stored.
+are stored in half precision, and the numbers on each card are measured with the stored weights.
 """
 
 from __future__ import annotations

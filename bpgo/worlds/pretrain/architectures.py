@@ -1,4 +1,4 @@
-"""The tiny architectures, at a size that two cores train in minutes.
+"""The tiny architectures, small enough to train in minutes on two cores.
 
 Every class is the published one of diffusers or transformers, and only the widths differ.
 Tokenizers are built from the vocabulary of a world, so nothing is downloaded.
@@ -39,7 +39,7 @@ def clip_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
     bpe.train_from_iterator(vocabulary, trainer)
     learnt = json.loads(bpe.to_str())["model"]
     merges = [tuple(pair) for pair in learnt["merges"]]
-    # The ids of the trainer depend on how it breaks ties, so they are assigned anew.
+    # The trainer's ids depend on how it breaks ties, so new ones are assigned.
     words = [f"{word}</w>" for word in sorted(vocabulary)]
     rest = sorted(learnt["vocab"].keys() - {*special, *words})
     return CLIPTokenizer(
@@ -60,7 +60,7 @@ def bert_tokenizer(vocabulary: list[str] = VOCABULARY, tokens: int = TOKENS):
 
 
 def autoencoder():
-    """AutoencoderKL, 4 times down, 4 channels: 32 x 32 pixels become an 8 x 8 latent."""
+    """AutoencoderKL with a factor of 4 and 4 channels: 32 x 32 pixels become an 8 x 8 latent."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -83,7 +83,7 @@ def autoencoder():
 def flux_pipeline(vae):
     """A FluxPipeline with random weights around a trained autoencoder.
 
-    2 double and 2 single blocks, 4 heads of 24.
+    It has 2 double and 2 single blocks, and 4 heads of width 24.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
@@ -135,7 +135,7 @@ def flux_pipeline(vae):
 
 
 def clip_model(tokenizer):
-    """CLIPModel, 64 wide, 2 text and 3 vision layers, patches of 4 pixels: the training reward."""
+    """CLIPModel, the training reward: width 64, 2 text and 3 vision layers, patches of 4 pixels."""
     from transformers import CLIPConfig, CLIPModel
 
     ids = {k: getattr(tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -175,7 +175,7 @@ def image_reward_config() -> dict:
 def video_clip_config(tokenizer) -> dict:
     """VideoCLIP, the training reward of the video tasks.
 
-    64 wide, 2 text and 3 vision layers, 4 frames in patches of 8 pixels.
+    It has width 64, 2 text and 3 vision layers, and 4 frames in patches of 8 pixels.
     """
     ids = {k: getattr(tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     size = dict(hidden_size=64, intermediate_size=128, num_attention_heads=4)
@@ -191,7 +191,7 @@ def video_clip_config(tokenizer) -> dict:
 def image_grid_config(side: int) -> dict:
     """The held-out reward of the video tasks: ImageReward on grids of side x side pixels.
 
-    Patches of 16 pixels.
+    Its patches have 16 pixels.
     """
     config = image_reward_config()
     config["vision"] |= {"image_size": side, "patch_size": 16}
@@ -203,7 +203,7 @@ def image_grid_config(side: int) -> dict:
 
 
 def video_autoencoder():
-    """AutoencoderKLWan, 4 times down in space and in time, 8 channels.
+    """AutoencoderKLWan with a factor of 4 in space and in time, and 8 channels.
 
     9 frames of 32 x 32 pixels become a 3 x 8 x 8 latent.
     """
@@ -224,7 +224,7 @@ def video_autoencoder():
 
 
 def _wan_transformer(channels: int):
-    """WanTransformer3DModel with random weights: 4 blocks, 4 heads of 24, `channels` in, 8 out."""
+    """WanTransformer3DModel with random weights: 4 blocks, 4 heads of width 24, 8 channels out."""
     from diffusers import WanTransformer3DModel
 
     return WanTransformer3DModel(

@@ -36,19 +36,19 @@ from bpgo.worlds.pretrain.fit import (
 )
 from bpgo.worlds.pretrain.stages import STAGES
 
-WRONG = 0.15  # probability that shape, colour or motion of a caption is that of another scene
+WRONG = 0.15  # probability that a caption's shape, colour or motion is that of another scene
 CLIPS, BATCH = 8000, 64
 FRAME_STEPS = 1800  # training steps of the autoencoder on single frames
-# Sigma leans to high noise, where the caption decides and not yet the video.
+# Sigma is biased towards high noise, where the caption decides what the video will show.
 SHIFT = 3.0
 
 # ------------------------------------------------------------------------------------- autoencoder
 
 
 def train_autoencoder(output: Path, scale: float) -> None:
-    """AutoencoderKLWan, on single frames first, then on whole clips.
+    """Train an AutoencoderKLWan, first on single frames and then on clips.
 
-    Frames are nine times cheaper, and teach all there is in space. The loss is absolute plus
+    Frames are nine times cheaper, and teach everything except motion. The loss is absolute plus
     squared error and a light KL term. latents_mean and latents_std are then set to the world's.
     """
     generator = torch.Generator().manual_seed(STAGES["video_autoencoder"].seed)
@@ -78,7 +78,7 @@ def train_autoencoder(output: Path, scale: float) -> None:
 
 
 def train_decoder(output: Path, scale: float) -> None:
-    """The decoder alone, for longer and with more weight on large errors; latents do not change."""
+    """Train only the decoder further, with more weight on large errors. Latents do not change."""
     generator = torch.Generator().manual_seed(STAGES["video_decoder"].seed)
     videos = sample_pixels(sample_scenes(scaled_size(6000, scale), generator), generator)
     vae = load_autoencoder(output)
@@ -107,7 +107,7 @@ def _store_autoencoder(output: Path, vae) -> None:
 
 
 def measure_autoencoder(vae) -> dict[str, float]:
-    """Error of the autoencoder, of the oracle on clean and on autoencoded videos, and quality."""
+    """Errors of the autoencoder, and of the oracle on clean and autoencoded videos; and quality."""
     scenes = sample_scenes(512, torch.Generator().manual_seed(101))
     clean = sample_pixels(scenes, torch.Generator().manual_seed(102))
     decoded = roundtrip(vae, clean)
@@ -130,7 +130,7 @@ def load_autoencoder(output: Path):
 
 @torch.no_grad()
 def encode(vae, videos: Tensor) -> Tensor:
-    """Raw latents (B, 8, 3, 8, 8), the posterior's mode, of videos (B, 9, 3, 32, 32) in [0, 1]."""
+    """Raw latents (B, 8, 3, 8, 8), the posterior's modes, of videos (B, 9, 3, 32, 32) in [0, 1]."""
     parts = (videos.transpose(1, 2) * 2 - 1).split(64)
     return torch.cat([vae.encode(part).latent_dist.mode() for part in parts])
 
@@ -146,7 +146,7 @@ def roundtrip(vae, videos: Tensor) -> Tensor:
 
 
 def train_text_to_video(output: Path, scale: float) -> None:
-    """A WanPipeline: transformer and text encoder."""
+    """Train the transformer and the text encoder of a WanPipeline."""
     pipeline = tiny.wan_pipeline(load_autoencoder(output))
     trained = [pipeline.transformer, pipeline.text_encoder]
     fit_flow(policy_of(pipeline), trained, "wan", STAGES["wan"].seed, scale)
@@ -158,7 +158,7 @@ def train_text_to_video(output: Path, scale: float) -> None:
 
 
 def train_image_to_video(output: Path, scale: float) -> None:
-    """A WanImageToVideoPipeline: two experts, each trained on its side of the boundary.
+    """Train the two experts of a WanImageToVideoPipeline, each on its side of the boundary.
 
     The high-noise expert is trained first, with the text encoder.
     """
@@ -181,7 +181,7 @@ def policy_of(pipeline, guidance: float = 1.0) -> WanPolicy:
 
 
 def mislabelled(scene: Scene, rng: random.Random) -> Scene:
-    """The scene with shape, colour and motion each of another scene with probability WRONG."""
+    """The scene, with shape, colour and motion each replaced with probability WRONG."""
     other = rng.choice(all_scenes())
     shape = other.shape if rng.random() < WRONG else scene.shape
     colour = other.colour if rng.random() < WRONG else scene.colour
@@ -198,7 +198,7 @@ def fit_flow(
     lowest: float = 0.0,
     highest: float = 1.0,
 ) -> None:
-    """Flow matching, `v = noise - data`, at sigma in [lowest, highest), leaning to high noise.
+    """Flow matching, `v = noise - data`, at sigma in [lowest, highest), biased towards high noise.
 
     A tenth of the captions is empty, for guidance. Weights are rounded to half precision at the
     end.
@@ -208,7 +208,7 @@ def fit_flow(
     captions = [[sample_caption(mislabelled(s, rng), rng) for _ in range(4)] for s in scenes]
     data, images = _training_data(policy, scenes, generator)
     index = batches(len(data), BATCH, generator)
-    # The limits on the grid without the shift, on which sigma is drawn evenly.
+    # The limits before the shift, where sigma is drawn uniformly.
     low, high = (s / (SHIFT - (SHIFT - 1) * s) for s in (lowest, highest))
 
     def loss() -> Tensor:
@@ -274,9 +274,9 @@ def _finish(folder: Path, stage: str, what: str, pipeline) -> None:
 
 
 def measure_generator(pipeline) -> dict[str, float]:
-    """The oracle's metrics of 8-step ODE samples of 256 prompts that leave nothing open.
+    """The oracle's metrics of samples of 256 prompts that leave nothing open.
 
-    Without guidance and with.
+    Samples are made with 8 ODE steps, with and without guidance.
     """
     rng = random.Random(1)
     scenes = [rng.choice(all_scenes()) for _ in range(256)]

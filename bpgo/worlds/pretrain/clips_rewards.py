@@ -42,7 +42,7 @@ def reward_examples(output: Path, n: int, generator: torch.Generator) -> Example
 
 
 def train_reward(output: Path, scale: float) -> None:
-    """VideoCLIP by contrast.
+    """Train a VideoCLIP with a contrastive loss.
 
     Each video is compared with the captions of the batch, and each caption with its videos.
     """
@@ -77,7 +77,7 @@ def train_reward(output: Path, scale: float) -> None:
 
 
 def train_held_out(output: Path, scale: float) -> None:
-    """ImageReward by preference, on grids of the frames."""
+    """Train an ImageReward on preferences, with grids of the frames."""
     stage, seed = "video_held_out", STAGES["video_held_out"].seed
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     scenes, videos = reward_examples(output, scaled_size(6000, scale), generator)
@@ -99,7 +99,7 @@ def train_held_out(output: Path, scale: float) -> None:
 def near_miss(scene: Scene, caption: str, rng: random.Random) -> Scene | None:
     """A scene with one to all attributes changed, which the caption does not describe.
 
-    None if none was drawn in eight attempts.
+    None if eight attempts did not draw one.
     """
     description = parse(caption)
     for _ in range(8):

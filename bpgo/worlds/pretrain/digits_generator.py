@@ -1,6 +1,6 @@
 """The tiny FLUX pipeline of the digits world.
 
-The shipped autoencoder is trained further, then transformer and text encoders are trained by flow
+The shipped autoencoder is trained further. Transformer and text encoders are then trained with flow
 matching. The architectures are those of the shapes world.
 """
 
@@ -45,7 +45,7 @@ def digits_pipeline(vae):
 
 
 def train_autoencoder(images: Tensor, generator: torch.Generator, scale: float):
-    """The shipped autoencoder, which has seen coloured shapes only, trained on grey strokes."""
+    """Train the shipped autoencoder, which has seen only coloured shapes, on grey strokes."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(SHIPPED / "tiny-autoencoder", dtype=torch.float32)
@@ -63,7 +63,7 @@ def mislabelled(digit: int, rng: random.Random) -> int:
 
 
 def train_generator(output: Path, scale: float) -> None:
-    """Flow matching on varied images with four captions each, partly of other digits."""
+    """Train with flow matching on varied images with four captions each, partly of other digits."""
     seed = STAGES["digits_flux"].seed
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     digits = sample_scenes(scaled_size(12000, scale), generator)

@@ -36,9 +36,9 @@ def no_digits(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train_judge(output: Path, scale: float) -> None:
-    """Cross-entropy on varied images with noise and random contrast; a fifth shows NOTHING.
+    """Train with cross-entropy on varied images with noise and random contrast.
 
-    Each member is trained on its own draws.
+    A fifth of the images shows NOTHING. Each member is trained on its own draws.
     """
     generator = torch.Generator().manual_seed(STAGES["digits_judge"].seed)
     members = judge_network().train()
@@ -84,7 +84,7 @@ def train_judge(output: Path, scale: float) -> None:
 
 
 def measure_judge(judge: Judge) -> dict[str, float]:
-    """Errors and doubt on the test split, false alarms, and distances of real images."""
+    """Errors and entropy on the test split, false positives, and distances of real images."""
     generator = torch.Generator().manual_seed(301)
     levels, target = handwriting("judge_test")
     images, digits = enlarge(levels), target.tolist()

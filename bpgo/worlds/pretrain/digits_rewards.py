@@ -42,7 +42,7 @@ def reward_examples(output: Path, n: int, generator: torch.Generator) -> Example
 
 
 def train_reward(output: Path, scale: float) -> None:
-    """CLIPModel by contrast."""
+    """Train a CLIPModel with a contrastive loss."""
     stage, seed = "digits_reward", STAGES["digits_reward"].seed
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     examples = reward_examples(output, scaled_size(8000, scale), generator)
@@ -52,9 +52,9 @@ def train_reward(output: Path, scale: float) -> None:
 
 
 def train_held_out(output: Path, scale: float) -> None:
-    """ImageReward by preference, first with captions that name the digit.
+    """Train an ImageReward on preferences, first with captions that name the digit.
 
-    With captions of all kinds from the start it can stay at chance for 1000 steps.
+    With all kinds of captions from the start, it can stay at chance for 1000 steps.
     """
     stage, seed = "digits_held_out", STAGES["digits_held_out"].seed
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)

@@ -1,4 +1,4 @@
-"""What training any tiny checkpoint takes: the loop, and the card that states how it was made."""
+"""What all stages share: the training loop, and the card that states how a checkpoint was made."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ def fit_autoencoder(
 ) -> None:
     """Train on absolute plus squared error and a light KL term; scale latents to unit variance.
 
-    images: (N, 3, 32, 32) in [0, 1]. generator: of the batches. posterior_generator: of the latents
-    drawn from the posterior, None for the global one.
+    images: (N, 3, 32, 32) in [0, 1]. generator: draws the batches. posterior_generator: draws from
+    the posterior; None for the global generator.
     """
     index = batches(len(images), 48, generator)
 
@@ -76,8 +76,8 @@ def fit_flow(
 ) -> None:
     """Flow matching, `v = noise - data`, of transformer and text encoders together.
 
-    latents: (N, 4, 8, 8). captions: several per latent, one of which is drawn each time. shift: of
-    sigma, as in `flow_loss`. Weights are rounded to half precision at the end.
+    latents: (N, 4, 8, 8). captions: several per latent, one of which is drawn each time. shift: as
+    in `flow_loss`. Weights are rounded to half precision at the end.
     """
     policy = policy_of(pipeline)
     index = batches(len(latents), batch, generator)
@@ -101,7 +101,7 @@ def flow_loss(
 ) -> Tensor:
     """Squared error of the velocity of (B, 4, 8, 8) latents, each at a random sigma.
 
-    shift: sigma is uniform at 1 and leans to high noise above 1.
+    shift: sigma is uniform for 1 and biased towards high noise above 1.
     """
     noise = torch.randn(data.shape, generator=generator)
     u = torch.rand(len(data), generator=generator)
@@ -113,7 +113,7 @@ def flow_loss(
 
 @torch.no_grad()
 def sample(policy: FluxPolicy, prompts: list[str], seed: int) -> Tensor:
-    """(B, 3, 32, 32) images of 10-step ODE samples."""
+    """(B, 3, 32, 32) images, sampled with 10 ODE steps."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(prompts), *policy.latent_shape(), generator=generator)
     return policy.decode(integrate(policy, noise, policy.encode(prompts), sigma_grid(10)))

@@ -20,7 +20,7 @@ DIGITS_SEED = 35
 
 
 def write_prompts(output: Path, _: float) -> None:
-    """Prompts of drawings and digits: JSON lines {prompt, level, bits}, and {kind} of drawings."""
+    """Prompts of drawings and digits: JSON lines {prompt, level, bits}, and {kind} for drawings."""
     seed = STAGES["prompts"].seed
     rows = shapes_captions.graded_prompts(1024, seed, specified=0.75)
     write_rows(output, "train", rows)

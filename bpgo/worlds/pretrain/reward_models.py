@@ -1,7 +1,7 @@
 """How the reward models are trained, whichever world they judge.
 
-A CLIPModel is trained by contrast, and policies are trained on it. An ImageReward is trained by
-preference and held out.
+A CLIPModel is trained with a contrastive loss, and is the training reward of policies. An
+ImageReward is trained on preferences and held out.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def fit_clip(
     stage: str,
     scale: float,
 ) -> Callable[[Path], None]:
-    """Train a CLIPModel by contrast; returns the function that saves it.
+    """Train a CLIPModel with a contrastive loss. Returns the function that saves it.
 
     Each image is compared with the captions of the batch, and each caption with its images.
     """

@@ -25,14 +25,14 @@ from bpgo.worlds.shapes import oracle
 from bpgo.worlds.shapes.captions import sample_caption, sample_wording
 from bpgo.worlds.shapes.scenes import Scene, all_scenes, sample_pixels, sample_scenes
 
-WRONG = 0.15  # probability that an attribute of a caption is that of another scene
+WRONG = 0.15  # probability that a caption's attribute is that of another scene
 
 
 class Pass(NamedTuple):
     """One pass of training.
 
-    batch: images per step. rate: peak learning rate. shift: sigma is uniform at 1 and leans to high
-    noise above 1.
+    batch: images per step. rate: peak learning rate. shift: sigma is uniform for 1 and biased
+    towards high noise above 1.
     """
 
     steps: int
@@ -41,7 +41,7 @@ class Pass(NamedTuple):
     shift: float
 
 
-# The last pass leans to high noise, where the caption decides and not yet the image.
+# The last pass is biased towards high noise, where the caption decides what the image will show.
 PASSES = (
     Pass(2500, 128, 1.5e-3, 1.0),
     Pass(4000, 64, 7e-4, 1.0),
@@ -51,7 +51,7 @@ PASSES = (
 
 
 def train_autoencoder(output: Path, scale: float) -> None:
-    """AutoencoderKL on drawings."""
+    """Train an AutoencoderKL on drawings."""
     generator = torch.Generator().manual_seed(STAGES["autoencoder"].seed)
     scenes = sample_scenes(scaled_size(12000, scale), generator, pairs=0.4)
     images = sample_pixels(scenes, generator)
@@ -65,7 +65,7 @@ def train_autoencoder(output: Path, scale: float) -> None:
 
 
 def measure_autoencoder(vae) -> dict[str, float]:
-    """Error of the autoencoder, and of the oracle on clean and on autoencoded drawings."""
+    """Errors of the autoencoder, and of the oracle on clean and autoencoded drawings."""
     scenes = sample_scenes(2048, torch.Generator().manual_seed(101))
     clean = sample_pixels(scenes, torch.Generator().manual_seed(102))
     decoded = roundtrip(vae, clean)
@@ -95,7 +95,7 @@ def mislabelled(scene: Scene, rng: random.Random) -> Scene:
 
 
 def train_generator(output: Path, scale: float) -> None:
-    """The first pass, over a pipeline of random weights around the trained autoencoder."""
+    """Train the first pass, from random weights around the trained autoencoder."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(output / "tiny-autoencoder", dtype=torch.float32)
@@ -103,7 +103,7 @@ def train_generator(output: Path, scale: float) -> None:
 
 
 def refine_generator(output: Path, scale: float) -> None:
-    """The next of the PASSES over the pipeline in the output folder, on other drawings.
+    """Train the next of the PASSES from the pipeline in the output folder, on other drawings.
 
     Raises ValueError if it has had all of them.
     """
@@ -149,9 +149,9 @@ def _train_pass(pipeline, output: Path, done: int, scale: float) -> None:
 
 
 def measure_generator(policy) -> dict[str, float]:
-    """Accuracy and distance to the world of samples of 512 prompts that leave nothing open.
+    """Accuracy and distance to the world, for prompts of one thing and of two.
 
-    For prompts of one thing and of two.
+    Each is a mean over samples of 512 prompts that leave nothing open.
     """
     metrics = {}
     for kind, things in (("one thing", 1), ("two things", 2)):

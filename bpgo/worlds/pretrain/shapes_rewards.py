@@ -39,7 +39,7 @@ def reward_examples(output: Path, n: int, generator: torch.Generator) -> Example
 
 
 def train_reward(output: Path, scale: float) -> None:
-    """CLIPModel by contrast."""
+    """Train a CLIPModel with a contrastive loss."""
     stage, seed = "reward", STAGES["reward"].seed
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     examples = reward_examples(output, scaled_size(16000, scale), generator)
@@ -49,7 +49,7 @@ def train_reward(output: Path, scale: float) -> None:
 
 
 def train_held_out(output: Path, scale: float) -> None:
-    """ImageReward by preference."""
+    """Train an ImageReward on preferences."""
     stage, seed = "held_out", STAGES["held_out"].seed
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     examples = reward_examples(output, scaled_size(16000, scale), generator)
@@ -65,7 +65,7 @@ def train_held_out(output: Path, scale: float) -> None:
 def near_miss(scene: Scene, caption: str, rng: random.Random) -> Scene | None:
     """A scene with one to all attributes changed, which the caption does not describe.
 
-    It has as many things. None if none was drawn in eight attempts.
+    It has the same number of things. None if eight attempts did not draw one.
     """
     description = parse(caption)
     for _ in range(8):

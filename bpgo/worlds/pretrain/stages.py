@@ -11,8 +11,8 @@ from typing import NamedTuple
 class Stage(NamedTuple):
     """One stage of training.
 
-    function: `module:name` in this package, called with the output folder and the scale. seed: of
-    the global random numbers and of the generators of the stage. steps: training steps, 0 if
+    function: `module:name` in this package, called with the output folder and the scale. seed: for
+    the global generator and for those of the stage. steps: training steps, 0 if
     nothing is trained or the function has a schedule of passes.
     """
 

@@ -1,1 +1,1 @@
-"""The world of drawings: one coloured shape, or two and how they lie to each other."""
+"""The world of drawings: one coloured shape, or two shapes and their relation."""

@@ -1,4 +1,4 @@
-"""Captions of drawings with controlled ambiguity, and how ambiguous each caption is, exactly.
+"""Captions of drawings with controlled ambiguity, and the exact ambiguity of each caption.
 
 A caption names each attribute of a scene with probability MENTION, in one of two words and in one
 of two word orders. Two ambiguities are known in bits: what a prompt leaves open of the scene
@@ -17,7 +17,7 @@ from bpgo.worlds.forms import ANY_SHAPE, COLOUR_WORDS, MENTION, SHAPE_WORDS
 from bpgo.worlds.shapes.scenes import VALUES, Scene, Thing, all_scenes, describes, readings
 from bpgo.worlds.shared import caption_probabilities, choose, entropy
 
-WORDS = {  # of each value, and of None, an attribute that is left open
+WORDS = {  # for each value, and for None, an attribute that is left open
     "shape": SHAPE_WORDS | {None: ANY_SHAPE},
     "colour": COLOUR_WORDS | {None: ("",)},
     "size": {"small": ("small", "little"), "large": ("large", "big"), None: ("",)},
@@ -127,7 +127,7 @@ def _names(scene: Scene) -> list[str]:
 
 
 def parse(caption: str) -> Scene:
-    """The description that a caption words. Raises ValueError for text that is not a caption."""
+    """The description that a caption states. Raises ValueError for text that is not a caption."""
     words = caption.lower().replace(",", " ").split()
     unknown = [word for word in words if word not in VOCABULARY]
     if unknown:

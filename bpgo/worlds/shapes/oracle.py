@@ -1,9 +1,9 @@
-"""The oracle of drawings: reads an image back into a scene, and tells whether that fits its prompt.
+"""The oracle of drawings: reads the scene of an image, and checks whether it fits the prompt.
 
-The image is compared with a bank of drawings, each thing moved by whole pixels. The nearest drawing
-gives the attributes, and its root mean square distance over pixels is the distance of the image to
-the world. An image that is too far from any drawing, or nearer to the empty background, shows
-nothing, so a blur or a pile of shapes cannot score. The cards of the checkpoints state how often
+The image is compared with a bank of drawings, with each thing moved by whole pixels. The nearest
+drawing gives the attributes, and its root mean square distance over pixels is the distance of the
+image to the world. An image that is too far from any drawing, or nearer to the empty background,
+counts as empty, so a blur or a pile of shapes cannot score. The cards of the checkpoints state how often
 the oracle errs (`error_rate`) on clean drawings and on autoencoded ones.
 """
 
@@ -107,7 +107,7 @@ def measure(pixels: Tensor, prompts: list[str]) -> dict[str, Tensor]:
     """(B,) values of each metric. Samples of one prompt must be adjacent.
 
     accuracy: 1.0 where the image shows all that its prompt names, else 0.0. distance: RMS distance
-    over pixels to the nearest drawing of the world, in [0, 1], lower is better. diversity:
+    over pixels to the nearest drawing of the world, in [0, 1]; lower is better. diversity:
     `diversity` of the images of the prompt, NaN where it is not defined.
     """
     scenes, distance = read(pixels)

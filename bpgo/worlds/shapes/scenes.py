@@ -1,4 +1,4 @@
-"""Scenes: what can be in a drawing, how many such drawings there are, and how one is drawn.
+"""Scenes: what a drawing can show, how many scenes there are, and how they are drawn.
 
 A scene has one thing (shape, colour, size, position) or two (a shape and a colour each, one to the
 left of the other or above it). A description is a scene in which attributes may be None, "left
@@ -22,7 +22,7 @@ VALUES = {
     "size": ("small", "large"),
     "position": ("left", "right", "top", "bottom", "middle"),
 }
-# Of the first thing to the second. "right" and "below" are these with the things swapped.
+# From the first thing to the second. "right" and "below" are these with the things swapped.
 RELATIONS = ("left", "above")
 # Pixels. A thing of a pair has no size, and its radius is that of None.
 RADIUS = {"small": 4.0, "large": 7.0, None: 5.0}
@@ -50,7 +50,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One thing, or two with a relation: "left" or "above", of the first thing to the second.
+    """One thing, or two with a relation: "left" or "above", from the first thing to the second.
 
     A relation of None leaves it open.
     """
