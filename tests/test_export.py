@@ -136,7 +136,7 @@ def test_the_card_has_the_settings_and_the_scores(config, tiny_folder):
 
 def test_the_card_of_adapters_says_how_to_load_them(config):
     card = model_card(config(generator={"lora_rank": 2}), EVALUATIONS)
-    assert "Low-rank adapters (rank 2, alpha 4," in card
+    assert "Low-rank adapters (rank 2, alpha 4; the file contains both):" in card
     assert "load_lora_weights" in card
     assert "All weights: " not in card
 

@@ -169,7 +169,7 @@ def train_image_to_video(output: Path, scale: float) -> None:
     low_noise = [pipeline.transformer_2]
     fit_flow(policy, low_noise, "wan_image", seed + 10, scale, highest=tiny.BOUNDARY)
     what = (
-        "WanImageToVideoPipeline of the clips world, two experts; call it with height=32, "
+        "WanImageToVideoPipeline of the clips world, with two experts; call it with height=32, "
         "width=32, num_frames=9."
     )
     _finish(output / "tiny-wan-image", "wan_image", what, pipeline)
@@ -267,8 +267,8 @@ def _finish(folder: Path, stage: str, what: str, pipeline) -> None:
     for part in parts:
         part.half()
     data = (
-        f"{CLIPS} clips with four captions each, shape, colour and motion each wrong with "
-        f"probability {WRONG}"
+        f"{CLIPS} clips with four captions each, in which shape, colour and motion are each wrong "
+        f"with probability {WRONG}"
     )
     store(folder, pipeline.save_pretrained, card(stage, what, data, metrics))
 

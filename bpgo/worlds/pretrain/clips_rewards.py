@@ -30,7 +30,10 @@ from bpgo.worlds.pretrain.reward_models import (
 )
 from bpgo.worlds.pretrain.stages import STAGES
 
-DATA = "6 000 clips, half of them autoencoded, noise of 0.02; captions with attributes left out"
+DATA = (
+    "6 000 clips, half of them autoencoded, with noise of standard deviation 0.02; captions with "
+    "attributes left out"
+)
 
 
 def reward_examples(output: Path, n: int, generator: torch.Generator) -> Examples:
@@ -90,7 +93,7 @@ def train_held_out(output: Path, scale: float) -> None:
     )
     what = (
         "ImageReward architecture on 3 x 3 grids of the frames, the held-out reward of the video "
-        "tasks; matched videos score 1 +- 1."
+        "tasks; scores of matched videos have mean 1 and standard deviation 1."
     )
     folder = output / "tiny-video-held-out"
     finish_reward(folder, stage, "image_grid", save, what, DATA, preferences())

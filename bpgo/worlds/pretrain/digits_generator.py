@@ -84,8 +84,8 @@ def train_generator(output: Path, scale: float) -> None:
         "max_sequence_length=16."
     )
     data = (
-        "600 images of the generator's split, varied into 12 000 with four captions each, "
-        f"{WRONG:.0%} of these of another digit"
+        "600 images of the generator's split, varied to give 12 000 with four captions each, "
+        f"of which {WRONG:.0%} are for another digit"
     )
     for module in (*flux.trained_parts(pipeline), pipeline.vae):
         module.half()

@@ -68,13 +68,13 @@ def train_judge(output: Path, scale: float) -> None:
         save_file(stored, folder / "pictures.safetensors")
 
     what = (
-        "The judge of the digits world: three small convolutional networks, a digit is recognised "
-        f"above probability {CONFIDENT}."
+        "The judge of the digits world: three small convolutional networks. A digit is recognised "
+        f"above a probability of {CONFIDENT}."
     )
     data = (
-        "397 images of the judge's split, varied; errors on its other 300; distances of the "
-        "rewards' 500 to these 697, stored here (optical recognition of handwritten digits, "
-        "Alpaydin and Kaynak, UCI, CC BY 4.0)"
+        "397 images of the judge's split, varied. Errors are measured on its other 300 images, and "
+        "distances from the rewards' 500 images to these 697, which are stored here (optical "
+        "recognition of handwritten digits, Alpaydin and Kaynak, UCI, CC BY 4.0)"
     )
     folder = output / "tiny-digits-judge"
     store(folder, save, card("digits_judge", what, data, {}))

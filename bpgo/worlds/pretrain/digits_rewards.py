@@ -24,8 +24,8 @@ from bpgo.worlds.pretrain.reward_models import (
 from bpgo.worlds.pretrain.stages import STAGES
 
 DATA = (
-    "500 images of the rewards' split, varied into 8 000, half of them autoencoded, noise of 0.02; "
-    "captions of all kinds"
+    "500 images of the rewards' split, varied to give 8 000, half of them autoencoded, with noise "
+    "of standard deviation 0.02; captions of all kinds"
 )
 
 
@@ -70,7 +70,7 @@ def train_held_out(output: Path, scale: float) -> None:
         )
     what = (
         "ImageReward architecture, the held-out reward of the digits world, trained in two passes; "
-        "matched images score 1 +- 1."
+        "scores of matched images have mean 1 and standard deviation 1."
     )
     folder = output / "tiny-digits-held-out"
     finish_reward(folder, stage, "image_reward", save, what, DATA, preferences())

@@ -97,7 +97,7 @@ def fit_preference(
 ) -> Callable[[Path], None]:
     """Train an ImageReward to prefer an image that shows its caption to a near miss.
 
-    index: batches of rows. The scores of matched images are then shifted and scaled to 1 +- 1.
+    index: batches of rows. The scores of matched images are then scaled to mean 1 and std 1.
     Returns the function that saves the model.
     """
     scenes, length = examples.scenes, model.config["max_length"]

@@ -135,8 +135,8 @@ def _train_pass(pipeline, output: Path, done: int, scale: float) -> None:
         "max_sequence_length=16."
     )
     data = (
-        "24 000 drawings per pass with four captions each, every named attribute wrong with "
-        f"probability {WRONG}"
+        "24 000 drawings per pass with four captions each, in which each named attribute is wrong "
+        f"with probability {WRONG}"
     )
     facts = card("flux", what, data, metrics) | {
         "command": "bpgo pretrain autoencoder flux" + " refine" * done,

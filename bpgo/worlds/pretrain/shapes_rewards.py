@@ -24,7 +24,10 @@ from bpgo.worlds.pretrain.stages import STAGES
 from bpgo.worlds.shapes.captions import VOCABULARY, parse, sample_caption
 from bpgo.worlds.shapes.scenes import Scene, all_scenes, describes, sample_pixels, sample_scenes
 
-DATA = "16 000 drawings, half of them autoencoded, noise of 0.02; captions with attributes left out"
+DATA = (
+    "16 000 drawings, half of them autoencoded, with noise of standard deviation 0.02; captions "
+    "with attributes left out"
+)
 
 
 def reward_examples(output: Path, n: int, generator: torch.Generator) -> Examples:
@@ -58,7 +61,10 @@ def train_held_out(output: Path, scale: float) -> None:
     save = fit_preference(
         model, tokenizer, examples, sample_caption, near_miss, index, rng, stage, scale
     )
-    what = "ImageReward architecture, the held-out reward; matched images score 1 +- 1."
+    what = (
+        "ImageReward architecture, the held-out reward; scores of matched images have mean 1 and "
+        "standard deviation 1."
+    )
     finish_reward(output / "tiny-held-out", stage, "image_reward", save, what, DATA, preferences())
 
 

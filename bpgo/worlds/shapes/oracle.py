@@ -3,8 +3,8 @@
 The image is compared with a bank of drawings, with each thing moved by whole pixels. The nearest
 drawing gives the attributes, and its root mean square distance over pixels is the distance of the
 image to the world. An image that is too far from any drawing, or nearer to the empty background,
-counts as empty, so a blur or a pile of shapes cannot score. The cards of the checkpoints state how often
-the oracle errs (`error_rate`) on clean drawings and on autoencoded ones.
+counts as empty, so a blur or a pile of shapes cannot score. The cards of the checkpoints state how
+often the oracle errs (`error_rate`) on clean drawings and on autoencoded ones.
 """
 
 from __future__ import annotations
