@@ -149,7 +149,7 @@ def test_equal_rewards_give_zeros_although_their_mean_is_rounded():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("alpha,k", [(0.5, 1.0), (0.1, 50.0), (1.0, 3.0), (0.0, 7.0), (0.9, 0.0)])
-def test_ras_weights_are_equation_2(kind, alpha, k):
+def test_ras_weights_are_equation_2(kind, alpha, k):  # invariant 5
     r = rewards_of(2)
     prior = priors_for(r)[kind]
     found = ras_weights(torch.tensor(r), given_as_tensor(prior), alpha, k)
@@ -206,7 +206,7 @@ def test_ras_uses_the_group_mean_of_a_prior_per_sample_and_crt_each_value():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lam", [0.0, 0.3, 1.0, 20.0])
-def test_crt_rewards_are_equation_4(kind, lam):
+def test_crt_rewards_are_equation_4(kind, lam):  # invariant 5
     r = rewards_of(4)
     prior = priors_for(r)[kind]
     found = crt_rewards(torch.tensor(r), given_as_tensor(prior), lam)

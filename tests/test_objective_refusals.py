@@ -1,4 +1,4 @@
-"""Precision of the objectives, and the input that they refuse."""
+"""Precision of the objectives, and the input that they refuse (invariant 5)."""
 
 import math
 

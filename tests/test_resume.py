@@ -64,7 +64,7 @@ def test_killed_at_every_kind_of_moment_it_ends_as_the_undisturbed_run(
 
 
 @pytest.mark.parametrize("task", ["t2v", "i2v"])
-def test_so_does_a_run_on_videos(train, tmp_path, task):  # invariant 6
+def test_a_killed_run_on_videos_ends_as_the_undisturbed_run(train, tmp_path, task):  # invariant 6
     """With two experts, one of them has no optimiser state at first."""
     # The prior scores the images of the prompts before training.
     first = 1 if task == "i2v" else 0

@@ -150,7 +150,7 @@ def test_a_rollout_is_the_published_recursion_and_keeps_the_trained_steps(schedu
 @pytest.mark.parametrize("policy", [Elementwise, Mixing])
 @pytest.mark.parametrize("micro_batch", [None, 4])
 def test_the_stored_log_prob_is_computed_again_exactly(schedule, policy, micro_batch):
-    """invariant 1: with the same batches, the ratio before the first update is exactly 1."""
+    """Invariant 1: with the same batches, the ratio before the first update is exactly 1."""
     steps, policy = steps_of(schedule, trained=(0, 1, 3)), policy()
     parts = list(sample_groups(policy, batch_of(steps), micro_batch))
     assert [part.rows for part in parts] == list(micro_batches(ROWS, micro_batch))
