@@ -258,7 +258,7 @@ class Config:
 
     generator: GeneratorConfig
     reward: Annotated[Rewards, Field(min_length=1)]
-    """One reward, or a list of rewards, of which the scaled values are added."""
+    """One reward, or a list of rewards. Their scaled values are added."""
     prompts: str
     """Text file, JSON lines (`prompt` and, for image-to-video, `image`) or dataset: see
     bpgo.prompts.read_prompts."""

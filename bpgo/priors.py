@@ -163,9 +163,9 @@ def group_moments(rewards: Tensor) -> tuple[float, float, float]:
 def posterior_sharpness(between: float, within: float, group_size: int) -> float:
     """k = pi sqrt(B G / 3) / sigma of `EmpiricalBayes`, per unit of reward.
 
-    between: tau^2; within: sigma^2; both in squared units of the reward. Without variance between
-    groups nothing distinguishes them, so k is 0 and every weight is 1. k grows with sqrt(G), and
-    without bound as sigma tends to 0, so sigma^2 is taken to be at least 1e-12 tau^2.
+    between: tau^2. within: sigma^2. Both are in squared units of the reward. Without variance
+    between groups nothing distinguishes them, so k is 0 and every weight is 1. k grows with
+    sqrt(G), and without bound as sigma tends to 0, so sigma^2 is taken to be at least 1e-12 tau^2.
     """
     if between <= 0:
         return 0.0

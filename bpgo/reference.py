@@ -28,7 +28,7 @@ from bpgo.rollout import row_noise
 def sft(
     config: Config, policy, reward: Reward, prompts: list[str], conditions: Callable | None
 ) -> Constant:
-    """The mean reward over all prompts of the policy, which must still be the starting model."""
+    """The starting model's mean reward over all prompts. Call it before any training."""
     table = reference_rewards(config, policy, reward, prompts, conditions)
     return Constant(sum(table.values()) / len(table))
 
@@ -36,7 +36,7 @@ def sft(
 def sft_per_prompt(
     config: Config, policy, reward: Reward, prompts: list[str], conditions: Callable | None
 ) -> PerPrompt:
-    """The mean reward for each prompt of the policy, which must still be the starting model."""
+    """The starting model's mean reward for each prompt. Call it before any training."""
     return PerPrompt(reference_rewards(config, policy, reward, prompts, conditions))
 
 

@@ -115,9 +115,7 @@ def test_the_base_class_says_what_a_prior_needs():
     class Mine(Prior):
         pass
 
-    with pytest.raises(
-        TypeError, match="Mine defines no __call__: return the expected reward expect"
-    ):
+    with pytest.raises(TypeError, match="Mine defines no __call__: return the expected reward"):
         Mine()(PROMPTS, REWARDS[0])
     prior = Mine()
     prior.update(REWARDS[0])

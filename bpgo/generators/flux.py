@@ -87,7 +87,7 @@ class FluxPolicy(Placed):
     def encode(self, prompts: list[str], images=None) -> dict[str, Tensor]:
         """Encode prompts, one row per prompt: `text` (B, L, D) from T5, `pooled` (B, P) from CLIP.
 
-        Raises ValueError as `check`.
+        Raises ValueError as `check` does.
         """
         self.check(prompts, images)
         return self.embed(prompts)

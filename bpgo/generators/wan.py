@@ -80,7 +80,7 @@ class WanPolicy(Placed):
     ) -> WanPolicy:
         """The policy of a folder or hub id.
 
-        dtype: of the weights, "float32", "bfloat16" or a torch.dtype; the autoencoder, and the
+        dtype: of the weights, "float32", "bfloat16" or a torch.dtype. The autoencoder, and the
         layers that the transformer names, stay float32. options: as for `WanPolicy`.
         Raises FileNotFoundError if a part that the folder's model_index.json names is missing,
         ValueError for a text encoder with an embedding of zeros.
@@ -127,9 +127,9 @@ class WanPolicy(Placed):
         """Encode prompts, and for image-to-video one image per prompt; one row per prompt.
 
         images: RGB PIL images of width x height, or a float tensor (B, 3, H, W) in [0, 1].
-        Returns `text` (B, L, D), which is zero after the end of each prompt; with guidance
-        `negative` (B, L, D); for image-to-video `image` (B, 4 + C, T, h, w). Raises ValueError as
-        `check`.
+        Returns `text` (B, L, D), which is zero after the end of each prompt. With guidance there is
+        also `negative` (B, L, D), and for image-to-video `image` (B, 4 + C, T, h, w). Raises
+        ValueError as `check` does.
         """
         self.check(prompts, images)
         cond = self.embed(prompts)

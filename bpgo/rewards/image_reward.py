@@ -99,7 +99,7 @@ def load(path: str | Path = "THUDM/ImageReward"):
 
     if isinstance(path, str) and not Path(path).exists():
         hub_id = path
-        hf_hub_download(hub_id, MED)  # it is stored beside the weights
+        hf_hub_download(hub_id, MED)  # it is stored next to the weights
         path = hf_hub_download(hub_id, WEIGHTS)
     file = Path(path) if Path(path).is_file() else Path(path) / WEIGHTS
     folder = file.parent

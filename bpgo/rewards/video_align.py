@@ -266,14 +266,14 @@ def _read_tokenizer(file: Path):
 
     folder = file.parent / "tokenizer"
     if not any(folder.glob("tokenizer*")):
-        raise FileNotFoundError(f"{folder} has no tokenizer: download it beside {file.name}")
+        raise FileNotFoundError(f"{folder} has no tokenizer: download the one next to {file.name}")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     # As upstream does. It changes nothing if the tokens are already there.
     tokenizer.add_tokens(list(SPECIAL), special_tokens=True)
     if tokenizer(VIDEO)["input_ids"][:1] != [tokenizer.convert_tokens_to_ids(VIDEO)]:
         raise ValueError(
             f"{folder} has no token {VIDEO}, so it is not a Qwen2-VL tokenizer: "
-            f"download the one beside {file.name}"
+            f"download the one next to {file.name}"
         )
     return tokenizer
 

@@ -78,9 +78,10 @@ class Worker:
     def _ended(self) -> RewardError:
         self.process.join(5)
         code = self.process.exitcode
-        reason = ": out of memory?" if code == -9 else ""
+        reason = " (out of memory?)" if code == -9 else ""
         return RewardError(
-            f"the process of reward {self.name!r} ended with exit code {code}{reason}"
+            f"the process of reward {self.name!r} ended with exit code {code}{reason}: "
+            f"see its output, and rerun the same command to resume"
         )
 
 

@@ -1,4 +1,4 @@
-"""Coloured shapes, which the worlds `shapes` and `clips` show: how they are drawn and named."""
+"""How the coloured shapes of the worlds `shapes` and `clips` are drawn and named."""
 
 from __future__ import annotations
 

@@ -359,8 +359,8 @@ def test_a_misshapen_lora_is_refused_and_the_language_model_s_head_is_not_needed
 UNUSABLE = [  # the contents of model_config.json, and the message
     ("{", r"model_config\.json is damaged, .* \(JSONDecodeError.*\): download it again"),
     ("[]", r"is damaged, or does not belong to a VideoReward \(TypeError"),
-    ('{"data_config": {}}', r"not that of a VideoReward \(KeyError\('model_config'\)\)"),
-    (settings(lora_r=0), r"not that of a VideoReward \(ZeroDivisionError"),
+    ('{"data_config": {}}', r"does not belong to a VideoReward \(KeyError\('model_config'\)\)"),
+    (settings(lora_r=0), r"does not belong to a VideoReward \(ZeroDivisionError"),
     (settings(prompt_template_type="simple"), "has prompt_template_type 'simple': .* only 'detai"),
     (settings(sample_type="multi_pts"), "has sample_type 'multi_pts': .* supports only 'uniform'"),
     (settings(num_frames=8), "has num_frames 8: video_align supports only None"),
@@ -412,7 +412,7 @@ def test_missing_files_are_named(copy, tmp_path, clip_folder):
             load_reward("video_align", place)
     words = copy / "checkpoint-11352/tokenizer"
     shutil.move(words, tmp_path / "away")
-    message = r"tokenizer has no tokenizer: download it beside model\.pth"
+    message = r"tokenizer has no tokenizer: download the one next to model\.pth"
     with pytest.raises(FileNotFoundError, match=message):
         load_reward("video_align", copy)
     shutil.move(tmp_path / "away", words)

@@ -145,7 +145,7 @@ def test_a_reward_that_hangs_is_ended(start, pixels):
 def test_a_reward_that_dies_is_said_to_have_died(start, pixels):
     worker = start()
     worker.process.kill()
-    message = r"the process of reward 'clip' ended with exit code -9: out of memory\?"
+    message = r"the process of reward 'clip' ended with exit code -9 \(out of memory\?\)"
     with pytest.raises(RewardError, match=message):
         worker(pixels, PROMPTS)
 

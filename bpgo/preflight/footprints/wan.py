@@ -118,5 +118,5 @@ class WanImageFootprint(WanFootprint):
 
     @property
     def image_condition(self) -> int:
-        # float32: as many channels as the latent, 16 as published, and a mask of 4
+        # In float32: the channels of the latent (16 as published) and 4 channels of mask.
         return 4 * self.sample.latent * 5 // 4

@@ -148,7 +148,7 @@ def prompt_bits(caption: str, image_of: Scene | None = None) -> float:
 
     Every scene that fits counts the same: "a shape" is a more likely caption of a scene that is
     still than of one that moves, and this is ignored. image_of: for image-to-video, the scene whose
-    first frame is given, which shows the shape and the colour.
+    first frame is given. The frame shows the shape and the colour.
     """
     description = parse(caption)
     if image_of is not None:
