@@ -1,5 +1,6 @@
 """Helpers for the tests that start `reproduce/run.py` in another process."""
 
+import base64
 import contextlib
 import os
 import signal
@@ -105,6 +106,12 @@ def ran(root):
     """The seeds whose notebook was started, in order, as text."""
     log = root / "ran"
     return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def unfinished(root):
+    """The output files that Snakemake has not noted as complete. Their names are in base64."""
+    names = [path.name for path in (root / ".snakemake" / "incomplete").glob("*")]
+    return [base64.b64decode(name).decode() for name in names]
 
 
 def record_of(root, seed):

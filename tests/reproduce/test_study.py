@@ -208,6 +208,17 @@ def test_records_of_older_code_are_listed_as_such(ceiling, monkeypatch, capsys):
     assert counts == "1 of 2 runs are recorded, 1 of them by older code (--renew repeats those)"
 
 
+def test_renew_deletes_the_records_of_older_code_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "code_digest", lambda: "new")
+    for run, digest in {"a": "old", "b": "new"}.items():
+        place = record_of(tmp_path, run)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps({"code": {"digest": digest}}))
+    study.delete_older([{"run": run} for run in ("a", "b", "missing", "a")])
+    assert not record_of(tmp_path, "a").exists() and record_of(tmp_path, "b").exists()
+
+
 def test_a_record_with_older_names_counts_for_its_run(tmp_path):
     settings = {"objective.name": "bgpo", "prior": {"kind": "constant", "value": 0.5}}
     record = {"task": "t2i", "seed": 3, "settings": settings}
