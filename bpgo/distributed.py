@@ -26,6 +26,21 @@ def sharded(accelerator: Accelerator) -> bool:
     """
     if accelerator.num_processes == 1 or not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return False
+    _check_fsdp()
+    return True
+
+
+def check_launch() -> None:
+    """Raise ValueError for an FSDP configuration that is not supported.
+
+    Called before the processes connect, because one that leaves then stops the others with an
+    error of its connection.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        _check_fsdp()
+
+
+def _check_fsdp() -> None:
     if os.environ.get("FSDP_VERSION") != "2":
         raise ValueError(
             "only version 2 of FSDP is supported: set fsdp_version: 2, "
@@ -37,7 +52,6 @@ def sharded(accelerator: Accelerator) -> bool:
             "the others: set fsdp_cpu_ram_efficient_loading: false, "
             "as in reproduce/accelerate/fsdp2.yaml"
         )
-    return True
 
 
 def distribute(

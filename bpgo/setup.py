@@ -16,7 +16,7 @@ from torch import Tensor
 from bpgo.checkpoint import CheckpointError
 from bpgo.conditioning import Conditions
 from bpgo.config import Config, PriorConfig, RewardConfig, build_config, differences, to_dict
-from bpgo.distributed import sharded
+from bpgo.distributed import check_launch, sharded
 from bpgo.evaluation import Metric
 from bpgo.files import write_atomic
 from bpgo.generators import load_generator
@@ -71,6 +71,7 @@ def check_settings(config: Config, given: dict[str, object]) -> None:
     for kind, name in names:
         find(kind, name)
     draw_steps(config.sampling, random.Random())
+    check_launch()
 
 
 # ---------------------------------------------------------------------------------------- folders
