@@ -42,7 +42,8 @@ from reproduce.analysis.figures import settings as figures
 
 plan, records = evidence.read(results)
 DEFAULTS = {"alpha_kappa": "alpha=0.5 kappa=1.0", "lambda_beta": "lam=5.0 beta=0.5"}
-TITLES = {"alpha_kappa": f"RAS: {metric}", "lambda_beta": f"CRT: {metric}"}
+TITLES = {"alpha_kappa": f"RAS: {metric} after training"}
+TITLES["lambda_beta"] = f"CRT: {metric} after training"
 grids = {name: evidence.so_far(plan, records, name, "t2i", metric) for name in DEFAULTS}
 figures.maps_of_two(grids, DEFAULTS, TITLES)
 plt.show()  # alt: Two heat maps of accuracy after training: alpha against kappa, and lambda against beta. Framed cells are level with the best. A dot marks the defaults.

@@ -154,7 +154,7 @@ if interactive:
 STAGES = {
     "1. rewards": rewards,
     "2. advantages in the group": grpo,
-    "3. times the weight of the group (RAS)": advantages.main,
+    "3. times the weight (RAS)": advantages.main,
     "4. plus beta times CRT's": advantages.effective,
 }
 
