@@ -8,8 +8,8 @@ one iteration to warm up and one that is measured. Only weights and conditions a
 are already in it are not measured again. FOLDER/README.md is written at the end. With --tiny, tiny
 models run on any machine, to try the script; their numbers mean nothing.
 
-Exit code 0: all variants are measured, or there is no GPU. 1: variants failed, other than by
-memory, and are listed. 2: there is no such case.
+Exit code 0: all variants are measured, or there is no GPU. 1: variants failed for
+reasons other than memory, and are listed. 2: there is no such case.
 """
 
 import argparse
@@ -51,8 +51,8 @@ class Probe:
     """Peak bytes of each phase on a GPU; nothing elsewhere.
 
     It waits for the GPU after each call without gradients. The trainer's clock does not, and would
-    count for a phase what others have left in the queue. (At the end of scoring and of an update
-    the trainer itself waits.)
+    count towards a phase what others have left in the queue. (At the end of scoring and of an
+    update the trainer itself waits.)
     """
 
     def __init__(self):
@@ -92,7 +92,7 @@ def measure(config):
         trainer = Trainer(random_weights, folder, **given)
         trainer.policy.velocity = probe.around("sample", trainer.policy.velocity)
         trainer.policy.decode = probe.around("decode", trainer.policy.decode)
-        # When memory runs out it would first save gigabytes of random weights.
+        # When memory runs out, the trainer would first save gigabytes of random weights.
         trainer.save_checkpoint = lambda: None
         trainer.step()
         probe.enter("sample")

@@ -1,4 +1,4 @@
-"""The cases of `gpu_bench.py`, their variants, and what is known of them without running them."""
+"""The cases of `gpu_bench.py`, their variants, and what is known without running them."""
 
 from bpgo.batching import micro_batch_size, rows_per_process
 from bpgo.config import read_config
@@ -59,7 +59,7 @@ TWO_EXPERTS = (
     "no offload, compiled",
 )
 LARGEST = [(480, 832, 81), (480, 832, 53), (480, 832, 33), (240, 416, 33), (240, 416, 17)]
-# Preset, sampling steps, sizes (height, width, frames) of which the first that fits is taken, and
+# Preset, sampling steps, sizes (height, width, frames; the first that fits is taken), and
 # variants.
 CASES = {
     "wan2.1-1.3b-240x416x33": ("t2v-wan2.1-1.3b", 4, [(240, 416, 33)], (*WAN, "float32")),

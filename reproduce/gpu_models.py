@@ -12,7 +12,7 @@ from bpgo.preflight.published import FLOAT32_LAYERS
 from bpgo.preflight.sizes import pipeline_of
 
 POLICY = "reproduce.gpu_models:random_policy"
-# What the published config.json of FLUX say in addition to what memory depends on.
+# Values in FLUX's published config.json files on which memory does not depend.
 FLUX_TRANSFORMER = {"guidance_embeds": True, "pooled_projection_dim": 768}
 FLUX_VAE = {
     "layers_per_block": 2,
@@ -67,7 +67,7 @@ def random_policy(path, dtype, device, **options):
 
 
 def random_part(name, sizes, dtype, device):
-    """A transformer or the autoencoder with the weights that its class starts from.
+    """A transformer or the autoencoder with the initial weights of its class.
 
     They have the precisions that `from_pretrained` gives them.
     """
@@ -94,7 +94,7 @@ def random_part(name, sizes, dtype, device):
 
 
 class NoTokenizer:
-    """In place of a tokenizer, of which a policy only asks for the limit."""
+    """A stand-in for a tokenizer. A policy reads only its length limit."""
 
     def __init__(self, model_max_length):
         self.model_max_length = model_max_length

@@ -9,7 +9,7 @@ python reproduce/gpu_bench.py flux-512-lora    # one of them
 python reproduce/gpu_bench.py --tiny           # tiny models, into runs/gpu-tiny: does it work?
 ```
 
-For one GPU of 80 GB and 128 GB of RAM. Nothing is downloaded, and the weights are random. In your
+Needs one 80 GB GPU and 128 GB of RAM. Nothing is downloaded, and the weights are random. In your
 own environment, with what `pyproject.toml` requires: `PYTHONPATH=. python
 reproduce/gpu_bench.py`. The script writes this page, and `gpu_bench.json` with more numbers.
 

@@ -63,7 +63,7 @@ def execute(name, notebook, output, given=None, timeout=CELL_TIMEOUT):
             kernel_manager_class=ThisInterpreter,
             # ipykernel 7.3 and later otherwise warn of an unencrypted connection.
             config=Config({"KernelManager": {"transport_encryption": "auto"}}),
-            # A text arrives in pieces that differ from run to run.
+            # Printed text arrives in pieces that differ from run to run.
             coalesce_streams=True,
         )
     except papermill.PapermillExecutionError as error:

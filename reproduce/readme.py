@@ -1,7 +1,7 @@
 """Put the committed results into the README: `python reproduce/readme.py`.
 
 With `--check` nothing is written, and the exit code is 1 if the README is out of date. Generated
-parts of the README stand between marks, `<!-- name -->` and `<!-- /name -->`. All else stays.
+parts of the README stand between marks, `<!-- name -->` and `<!-- /name -->`. The rest stays.
 """
 
 import argparse
@@ -92,8 +92,8 @@ def study(root):
     explained = (
         f"{evidence.state(plan, records)}. They took {hours:.1f} hours in total. *No* means "
         f"refuted as the plan defines it, which may be for want of evidence (an interval that "
-        f"contains 0). *Not refuted* is not a proof. In brackets is n: the number of seeds, for H5 "
-        f"of prompts."
+        f"contains 0). *Not refuted* is not a proof. In brackets is n, the number of seeds (for "
+        f"H5, of prompts)."
     )
     details = f"Also in `{STUDY}/claims.csv`.\n\n" + "\n".join(_findings(table))
     folded = _folded("What was found, with 95 % intervals", details)
@@ -129,7 +129,7 @@ def _findings(table):
 def recipes(root):
     """What each preset of a published model needs, as preflight estimates it."""
     lines = [
-        "| preset | launched on | memory per GPU | seconds per iteration | GPU hours in all |",
+        "| preset | launched on | memory per GPU | seconds per iteration | GPU hours in total |",
         "|---|---|---|---|---|",
     ]
     for place in sorted(PRESETS.glob("*.yaml")):
@@ -159,7 +159,7 @@ def _recipe(preset):
 
 
 def _folded(title, text):
-    """A part that a reader opens."""
+    """A part that the reader can unfold."""
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 

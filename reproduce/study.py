@@ -77,8 +77,8 @@ def run_all(rows, options):
         for _, part in itertools.groupby(rows, lambda row: (row["experiment"], row["task"])):
             names = list(dict.fromkeys(row["run"] for row in part))
             write_atomic(WORK / "asked.json", json.dumps(names))
-            # A record that exists is not made again: neither a checkout nor an edit of a docstring
-            # makes anyone train for eight hours.
+            # An existing record is not made again, so that neither a checkout nor an edited
+            # docstring causes eight hours of training.
             targets = ["study", "--rerun-triggers", "mtime"]
             exit_code = snakemake(
                 targets, f"plan={options.plan}", lock, options.cluster, options.cores

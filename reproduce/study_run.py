@@ -13,7 +13,7 @@ from bpgo.records import code_version
 from reproduce.code_digest import code_digest
 from reproduce.study_plan import RESULTS, WORK, configure, split_settings
 
-GROUP_SIZE = 8  # samples of a prompt that are enough to measure its group
+GROUP_SIZE = 8  # samples per prompt, enough to measure its group
 # What a record keeps of every iteration.
 CURVES = (
     "reward",
@@ -113,7 +113,7 @@ def _mean(values):
 
 
 def again(rows):
-    """Repeat these runs in another folder. Returns how many gave numbers other than recorded."""
+    """Repeat these runs in another folder. Returns how many runs differ from their records."""
     home, changed = Path.cwd(), 0
     for row in rows:
         file = RESULTS / "runs" / f"{row['run']}.json"

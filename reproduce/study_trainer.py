@@ -183,7 +183,7 @@ def left_open(trainer):
 
 
 def mixed(file, share):
-    """The first MIXED prompts of a graded file of which this share is ambiguous.
+    """The first MIXED prompts of a graded file, this share of them ambiguous.
 
     Raises ValueError if there are not enough prompts of a kind.
     """
@@ -202,7 +202,7 @@ def mixed(file, share):
 
 
 def measure_groups(scores):
-    """What the reward, the held-out reward and the truth say of each evaluation prompt's samples.
+    """What the reward, the held-out reward and the truth say about samples of each prompt.
 
     scores: {metric: one row of samples per prompt}, as in evaluations.jsonl. Returns columns with
     one value per prompt, None where a value is not defined.

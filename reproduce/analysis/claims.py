@@ -6,9 +6,9 @@ part of the results had been seen: see *Changes* in the plan.
 
 A claim "does not hold" if it is refuted as the plan defines it, which may be for want of evidence:
 an interval that contains 0. Claims that settings are level (H6, H7, H9) can only be "not refuted",
-because few seeds show large differences only. Until all planned runs of a claim are recorded, its
-verdict starts with "so far", or is "too few yet" or "not run". A difference counts as found if its
-95 % interval excludes 0 and its p-value, corrected within the claim's family, is below .05.
+because few seeds can show only large differences. Until all planned runs of a claim are recorded,
+its verdict starts with "so far", or is "too few yet" or "not run". A difference counts as found if
+its 95 % interval excludes 0 and its p-value, corrected within the claim's family, is below .05.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def verdicts(
 
 
 def _verdict(name: str, holds: bool | None, done: int, planned: int) -> str:
-    """The verdict on a claim of whose planned runs so many are done."""
+    """The verdict on a claim with `done` of its `planned` runs recorded."""
     if holds is None:
         return f"too few yet ({done} of {planned} runs)" if done else "not run"
     if holds:

@@ -36,7 +36,7 @@ RENAMED_OBJECTIVES = {"bgpo": "teleboost"}
 def read(folder: str | Path = "") -> tuple[pd.DataFrame, dict[str, dict]]:
     """The plan and the existing records, all under present names.
 
-    The plan has one row per planned run: experiment, task, arm, seed, run. The records are given by
+    The plan has one row per planned run: experiment, task, arm, seed, run. The records are keyed by
     run. folder: another folder of results. Raises FileNotFoundError if it has no results.
     """
     folder = Path(folder or RESULTS)

@@ -75,8 +75,8 @@ def of_prior(
     """H9 to H11: how does an arm of priors_* compare with the arm `base`?
 
     base: None is the task's own prior. holds: whether the claim holds, by the gain and its p-value
-    corrected over all arms. what: what the gain is of, and minus what. other: by the table of runs
-    and the task, a second comparison (its label and its base) that is reported and does not decide.
+    corrected over all arms. what: the metric, and what is subtracted. other: returns, from the
+    table of runs and the task, a second comparison (its label and base), which is only reported.
     """
 
     def answer(plan: pd.DataFrame, records: dict, task: str) -> Answer:

@@ -45,7 +45,7 @@ RUNS = ["task", "setting", "method", "seed", "metric", "value"]
 
 
 def real_runs(folder: str | Path) -> tuple[pd.DataFrame, list[str]]:
-    """Finished runs of the published models in a folder and below, and why others were left out.
+    """Finished runs of the published models below a folder, and why others were left out.
 
     A run counts for a task if its generator and its training reward are those of the task's
     presets. Its held-out metrics count if they are those of the presets too, by name, weights and

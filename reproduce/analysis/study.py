@@ -41,7 +41,7 @@ class KeepingTrainer(Trainer):
 class Study:
     """The parameters of a training notebook, in its order.
 
-    processes: how many train a run together, one per GPU. With more than one, `start` trains all
+    processes: how many processes train a run, one per GPU. With more than one, `start` trains all
     runs. Without `output` the runs are in a temporary folder that is deleted with the study.
     """
 

@@ -1,7 +1,7 @@
 """A reward measured on drawings whose truth is known.
 
 `omissions` describes a scene and leaves more and more open. `wordings` describes it completely in
-other words. `measure` takes the same numbers of both.
+other words. `measure` computes the same numbers for both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TASKS = ("t2i", "t2v", "i2v")
 class World(NamedTuple):
     """The scenes that a task can describe, and the modules of their world (see `bpgo.worlds`).
 
-    given_image: whether what the thing looks like is given (image-to-video).
+    given_image: whether the appearance of the thing is given (image-to-video).
     """
 
     subjects: tuple
@@ -124,7 +124,7 @@ def _by_misses(of: World, subject, left_open: set[str]) -> tuple[list, list]:
 
 
 def subjects(of: World, n: int, seed: int = 0) -> list[int]:
-    """Numbers of n subjects with four attributes, drawn uniformly. What is still has no speed."""
+    """Numbers of n subjects with four attributes, drawn uniformly. Still things have no speed."""
     complete = [i for i, subject in enumerate(of.subjects) if len(subject.attributes) == 4]
     return random.Random(seed).choices(complete, k=n)
 
@@ -142,7 +142,7 @@ def omissions(of: World, n: int, size: int = 12, seed: int = 0) -> Iterator[Case
 def wordings(of: World, n: int, size: int = 12, seed: int = 0) -> Iterator[Case]:
     """Ten complete descriptions of each of the same subjects, with the same drawings.
 
-    They have none to four synonyms, in two word orders.
+    They have zero to four synonyms, in two word orders.
     """
     for i, number in enumerate(subjects(of, n, seed)):
         usual = case(of, number, (), size, seed + i)
@@ -155,7 +155,7 @@ def wordings(of: World, n: int, size: int = 12, seed: int = 0) -> Iterator[Case]
 
 
 def synonyms(caption: str, captions: ModuleType) -> int:
-    """How many phrases of a caption are the second of the two that its world has for a meaning."""
+    """How many phrases of a caption are the second of the two synonyms that its world has."""
     second = {"thing"}
     for table in captions.WORDS.values():
         second |= {words[1] for words in table.values() if len(words) > 1}

@@ -21,7 +21,7 @@ MARKERS = {
 
 
 def drawings(cases: Sequence[ambiguity.Case]) -> None:
-    """Some right drawings of each case, one row per case. Of a video, every fourth frame."""
+    """Some right drawings of each case, one row per case. Every fourth frame of a video."""
     titles = [f"{case.caption}\n{case.bits:.1f} bits open" for case in cases]
     if cases[0].pictures.ndim == 4:
         rows = [case.pictures[:8] for case in cases]
