@@ -15,7 +15,7 @@
 
 # %% [markdown]
 # # 0. How can a score teach a generator?
-# *Ten seconds on one CPU core; fifteen minutes to read. You need some Python and some torch, nothing else.*
+# *Ten seconds on one CPU core; fifteen minutes to read. You need only some Python and some torch.*
 #
 # An image generator learns from examples. It can also learn from *scores*: let it draw, score every drawing, and make the good drawings more likely. This notebook builds that from nothing, in plain torch. The generator is so small that you can see everything it does, because its "image" is a single point in the plane. The same ideas train FLUX, which makes images, and Wan, which makes videos.
 #
@@ -119,7 +119,7 @@ plt.show()  # alt: Two strip charts with one row of dots per prompt. The rewards
 # ## A gradient
 # To make a drawing more likely, we need its probability. The walk above has none, because it is deterministic. So we add fresh noise of width $s\sqrt{\Delta}$ to each step of length $\Delta$. By itself this would scatter the points too widely. But $x + (1-\sigma)v$ is the network's estimate of the noise in $x$. Each step subtracts $\Delta\,s^2/2\sigma$ times this estimate, which makes room for the new noise (Flow-GRPO).
 #
-# Now a step is a draw from a normal distribution. Up to a constant, its log-probability is minus the squared distance from the mean, divided by twice the squared width. The **policy gradient** raises the log-probability of every step of a good drawing and lowers that of a bad one, in proportion to the advantage. That is all of group relative policy optimisation, **GRPO**. The *policy* is the generator.
+# Now a step is a draw from a normal distribution. Up to a constant, its log-probability is minus the squared distance from the mean, divided by twice the squared width. The **policy gradient** raises the log-probability of every step of a good drawing and lowers that of a bad one, in proportion to the advantage. That is the whole of group relative policy optimisation, **GRPO**. The *policy* is the generator.
 #
 # (The *ratio* below is the probability of the step now, divided by its probability when it was drawn. Here it is 1, and its gradient is that of the log-probability. If one set of drawings serves several updates, the ratio moves away from 1. It is then clipped near 1, so that no update goes too far.)
 

@@ -247,11 +247,11 @@ if interactive:
     interact(lambda **chosen: explore(**chosen), **knobs, prior=(0.4, 0.8, 0.01))
 
 # %% [markdown]
-# A larger `alpha` moves the groups further apart. The prior moves the jump. A large `kappa` drives the weights to `1 ± alpha`. With a large `lam` the slope dominates the step, and CRT adds little but size.
+# A larger `alpha` moves the groups further apart. The prior moves the jump. A large `kappa` drives the weights to `1 ± alpha`. With a large `lam` the slope dominates the step, and CRT mainly makes the advantages larger.
 
 # %% [markdown]
 # ## Exercises
-# **1.** Leave the division out of the advantages, as Dr. GRPO proposes. How large is the gradient of each group now, and what has become of the noise?
+# **1.** Leave the division out of the advantages, as Dr. GRPO proposes. How large is the gradient of each group now, and what happens to the noise?
 
 # %% tags=["solution", "hide-cell"]
 for name, a in zip(prompts, size(rewards - rewards.mean(-1, keepdim=True)), strict=True):

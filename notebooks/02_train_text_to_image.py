@@ -20,9 +20,9 @@
 # # 2. What does a text-to-image model learn from a reward, and what does it lose?
 # *About 4 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebook 1 first.*
 #
-# We train one small FLUX *pipeline* (text encoder, flow model and image decoder) four times, with GRPO, RAS, CRT and BPGO. The initial weights, the prompts and the noise are the same each time. The training reward is a small CLIP, a network that says how well an image fits a text. Two judges stay outside the training: a second reward model, which is **held out**, and an **oracle**. The oracle is a program that reads shapes, colours, sizes and places back from an image, so it knows what is right.
+# We train one small FLUX *pipeline* (text encoder, flow model and image decoder) four times, with GRPO, RAS, CRT and BPGO. The initial weights, the prompts and the noise are the same each time. The training reward is a small CLIP, a network that says how well an image fits a text. Two judges are not used in training: a second reward model, which is **held out**, and an **oracle**. The oracle is a program that reads shapes, colours, sizes and places back from an image, so it knows what is right.
 #
-# Afterwards you can train these objectives on a diffusers pipeline of your own, distinguish learning from gaming the reward, and say how little one seed decides.
+# Afterwards you can train these objectives on your own diffusers pipeline, distinguish learning from gaming the reward, and say how little one seed decides.
 #
 # First we look at the model before training. It learned from partly wrong captions, so it makes mistakes. Here are four images each of a clear and an ambiguous prompt, with reward `R` and group advantage `A` (equation 1):
 
@@ -68,7 +68,7 @@ print(len(seeds) * len(objectives), "runs of", iterations, "iterations")
 
 # %% [markdown]
 # ## Before and after
-# **Before you look:** the noise is the same across a row. Which rows will change? The clear ones, where the model makes mistakes, or the ambiguous ones, where it hardly can?
+# **Before you look:** the noise is the same across a row. Which rows will change? The clear ones, where the model makes mistakes, or the ambiguous ones, where it can hardly make any?
 
 # %%
 columns, prompts = {"before": before.scores} | after, before.prompts
@@ -105,7 +105,7 @@ study.keep(
 # ## Where is it learned?
 # The level of a prompt is the share of attributes that it names. Level 1 leaves nothing open, and level 0 is "a shape". **Diversity** says how much the images of one prompt differ in what it leaves open. It is 1 for the world's own images and 0 if all images are alike. At level 1 nothing is open, so it is not defined. Levels are rounded to quarters, because a few prompts could name five attributes.
 #
-# **Before you look:** GRPO works as hard on noise as on signal. At which levels could that do harm, and which metric would show it?
+# **Before you look:** GRPO pushes as hard on noise as on signal. At which levels could that do harm, and which metric would show it?
 
 # %%
 first, parts = runs.outcome(logs, before.bits)  # metric -> (seeds, prompts), before and after
@@ -143,7 +143,7 @@ print(table)
 # %% [markdown]
 # So what did 20 iterations gain and lose? Both rewards rise, the one of training and the held-out one. Accuracy does not change measurably. The images move away from those of the world (`distance`). Diversity falls clearly only with RAS.
 #
-# But with one seed the interval covers other *prompts*, not another *training*. Trainings differ, so **one seed decides nothing**. `make reproduce ARGS="--profile foundations"` trains three seeds for 100 iterations and gives intervals over seeds (`reproduce/results/foundations/`). Rely on those. The times are of runs that followed each other. Run side by side (`bpgo bench`), the objectives cost the same, because all share one forward pass.
+# But with one seed the interval covers other *prompts*, not another *training*. Trainings differ, so **one seed decides nothing**. `make reproduce ARGS="--profile foundations"` trains three seeds for 100 iterations and gives intervals over seeds (`reproduce/results/foundations/`). Rely on those. The times are from runs made one after the other. Run side by side (`bpgo bench`), the objectives cost the same, because all share one forward pass.
 
 # %% tags=["nbval-check-output"]
 study.record("text_to_image", first, parts, spent)

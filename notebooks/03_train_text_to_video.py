@@ -20,7 +20,7 @@
 # # 3. Can a reward teach a text-to-video model to move?
 # *About 7 minutes on two CPU cores; no accelerator. Half an hour to read. Read notebook 2 first.*
 #
-# We train the objectives of notebook 2 on a small Wan pipeline, which makes clips of nine frames. A clip shows one thing that stays still, moves, bounces or grows, slowly or fast. Captions use synonyms (emerald for green, plus for cross, wedge for triangle) and two word orders, and can leave anything open. The training reward is of the paper's kind: a CLIP for videos, which reads several frames of a clip at once (here four).
+# We train the objectives of notebook 2 on a small Wan pipeline, which makes clips of nine frames. A clip shows one thing that stays still, moves, bounces or grows, slowly or fast. Captions use synonyms (emerald for green, plus for cross, wedge for triangle) and two word orders, and can leave anything open. The training reward is of the same kind as the paper's: a CLIP for videos, which reads several frames of a clip at once (here four).
 #
 # Afterwards you can train on videos, judge accuracy, motion and looks separately, and say what a prior of the model's own samples does to RAS.
 #
@@ -121,7 +121,7 @@ study.keep(
 )  # alt: Curves of reward, held-out reward, accuracy, motion and visual quality by iteration, one line per objective.
 
 # %% [markdown]
-# Compare training curves with each other, not with their own past. No caption says how clean a path or a drawing is, and motion and looks measure just that. They move by about .01, which is less than their intervals below and too little to tell.
+# Compare training curves with each other, not with their own past. No caption says how clean a path or a drawing is, and motion and looks measure just that. They move by about .01, which is less than their intervals below and too little to draw a conclusion.
 #
 # ## Where is it learned?
 # **Before you look:** at level 0 ("it") only the drawing can be wrong. What can training still change there, and would you want it to?
@@ -207,9 +207,9 @@ if "accuracy" in before.scores.scores:  # only if there is an oracle
 # ## Summary
 # - The objectives do not depend on what a sample is. Images and videos share every line from reward to update.
 # - One reward mixes accuracy, motion and looks. Judges that measure them separately show what improved, and at what cost.
-# - With a prior that stands still, progress would look like trust.
+# - With a fixed prior, progress would look like trust.
 #
-# **Vary** `seeds`, `iterations` (100 in the preset), `prior.name`, `sampling.window_range` (which denoising steps get noise and are trained) and `generator.guidance` (how strongly the prompt pulls; above 1 each step calls the model twice). **Where it breaks:** shapes blur in a long run, as in notebook 2. The reward sees four of nine frames, and not what happens between them. Nine frames of 32 pixels say little about 81 frames of 480p.
+# **Vary** `seeds`, `iterations` (100 in the preset), `prior.name`, `sampling.window_range` (which denoising steps get noise and are trained) and `generator.guidance` (how strongly the prompt pulls; above 1 each step calls the model twice). **Where it breaks:** shapes blur in a long run, as in notebook 2. The reward sees only four of the nine frames. Nine frames of 32 pixels say little about 81 frames of 480p.
 #
 # ## References
 # - Bayesian Prior-Guided Optimization, [arXiv 2511.18919](https://arxiv.org/abs/2511.18919): group advantage (1), RAS (2, 3), CRT (4), objective (5).

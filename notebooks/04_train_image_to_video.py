@@ -117,7 +117,7 @@ figures.by_level(first, parts, before.level)
 plt.show()  # alt: Accuracy and diversity by level, before training and after each objective.
 
 # %% [markdown]
-# Both rewards rise, accuracy does not change measurably, and motion and looks fall. So far these two pay for it. The level counts only motion and speed: level 1 names both, and level 0 neither. A diversity above 1 is more variety than the world has.
+# Both rewards rise, accuracy does not change measurably, and motion and looks fall. So far the cost is in these two. The level counts only motion and speed: level 1 names both, and level 0 neither. A diversity above 1 is more variety than the world has.
 #
 # ## Whom does RAS trust, given a first frame?
 # For image-to-video, the paper compares a group with the reward of its *first frame*: how well does the image alone fit the prompt? A video reward needs a video, so we hold the image still for nine frames. Each prompt then has its own prior.
@@ -188,7 +188,7 @@ if swaps:
     print(runs.contrasts(swaps, {m: first[m] for m in swaps["both"]}, "before"))
 
 # %% [markdown]
-# Each panel has its own scale. Look at the intervals (95 %, over prompts) before you believe a shade. Training either expert lowers motion and looks. Which one helps accuracy, 64 prompts cannot tell. Both together change accuracy, motion and looks by about the sum. In these, the experts learn independently.
+# Each panel has its own scale. Look at the intervals (95 %, over prompts) before you believe a shade. Training either expert lowers motion and looks. 64 prompts cannot show which one helps accuracy. Both together change accuracy, motion and looks by about the sum of the two changes. In these metrics the experts learn independently.
 #
 # ## What is it worth?
 # Here are paired differences on the same prompts and noise, with 95 % t intervals. `first_frame` is the distance between the first frame and the given image. For it and for `flicker`, lower is better.

@@ -19,7 +19,7 @@
 #
 # RAS gives more weight to a group whose mean reward is above a prior. Behind this is an assumption that the paper never tests: that a high reward is a *trustworthy* one. Here the truth is known. Also known is how ambiguous a prompt is, in **bits**: the logarithm (base 2) of the number of scenes that fit. For example, 20 scenes are 4.3 bits.
 #
-# Afterwards you can say what ambiguity does to a reward model, why group normalisation makes noise loud, and whether the deviation from a prior shows which groups to trust.
+# Afterwards you can say what ambiguity does to a reward model, why group normalisation amplifies noise, and whether the deviation from a prior shows which groups to trust.
 #
 # First we describe one thing, from clear to open. Every image shown fits its description. Each dot is the reward of an image. A solid dot shows everything that is said. For a hollow dot, a near miss, one named attribute is wrong.
 
@@ -51,7 +51,7 @@ plt.show()  # alt: Rewards of right images and near misses, one row per descript
 
 # %% [markdown]
 # ## What ambiguity does to a reward
-# For many things we now leave out one attribute after the other. We also say the complete description in **other words**: with none to four synonyms, and in the usual word order or a *turned* one. That leaves no bit open, so it should change nothing. (All words were equally frequent when the rewards were trained. Rare words may do worse.)
+# For many things we now leave out one attribute after the other. We also say the complete description in **other words**: with zero to four synonyms, and in the usual word order or a *turned* one. This leaves nothing open, so it should change nothing. (All words were equally frequent when the rewards were trained. Rare words may do worse.)
 #
 # - *mean*, *spread*: mean and standard deviation of the rewards of right images. They are all right, so the standard deviation says nothing about right or wrong.
 # - *gap*: the mean of right images minus the mean of near misses.
@@ -135,7 +135,7 @@ if len(own):
     print(own.pivot_table("signal", "named", "stage").round(2).to_string())
 
 # %% [markdown]
-# In text-to-image, hardly. Groups of low reliability are at the right too. (Before training there is one dot per prompt.) The table shows that after training, groups of vague prompts contain less signal.
+# In text-to-image, hardly. There are also groups of low reliability on the right. (Before training there is one dot per prompt.) The table shows that after training, groups of vague prompts contain less signal.
 #
 # A prior that is one number for all groups (a constant, a running mean) cannot change their order. As far as ranks go, the deviation from it is the **mean reward** itself. Two priors differ from prompt to prompt: the reward of the same prompt under the untrained (SFT) model, and the first frame's reward (image-to-video). Before training the deviation from the former is 0 and has no row. Two other signals were not planned: the standard deviation of the group (`spread`), and the agreement of its rewards with those of a second model.
 #

@@ -83,7 +83,7 @@ print("\nby the metric of the plan:")
 print(claims.told(claims.verdicts(plan, records, ["H6", "H7"])))
 
 # %% [markdown]
-# Smaller losses than the smallest visible lead could be in any framed cell.
+# Any framed cell could hide a loss smaller than the smallest visible lead.
 #
 # A grid has more runs than a cell. In the next figure each value of a setting is averaged over the other setting. A dot is a seed, a grey line connects the values of one seed, a bar marks their mean, and the dashed line is the model before training. What both seeds agree on is worth a second look. This was not planned as a test.
 
@@ -128,7 +128,7 @@ if len(ranks) > 1:
     print(f"({len(cuts['t2i'].dropna())} of the rows are from t2i)")
 
 # %% [markdown]
-# A best value would have rank 1 in all seeds, and in more than one task. A mean rank near 1 would be a hint and no more, because there are few seeds and we looked first.
+# A best value would have rank 1 in all seeds, and in more than one task. A mean rank near 1 would be only a hint, because there are few seeds and we looked first.
 #
 # ## More samples per prompt, or more trust? (H8)
 # A group of few samples has an uncertain mean, so its weight should say less. With small $G$, a smaller $\alpha$ should be better. The grid below spends the same 96 samples per iteration on 24 groups of 4, 12 groups of 8, or 6 groups of 16. H8 claims a smaller best $\alpha$ at $G = 4$ than at $G = 16$. Chance alone gives that one time in three.

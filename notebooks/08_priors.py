@@ -17,7 +17,7 @@
 # # 8. What should a reward be compared with, and can one prior serve every task?
 # *Seconds on one CPU core, because the training was done before. Half an hour to read. Read notebooks 1, 5 and 6 first.*
 #
-# RAS trusts a group of samples if its mean reward is above a **prior**, the reward to expect of a clear prompt. The paper uses another prior for each task: a running mean, the rewards of the untrained model, or the first frame. It also leaves open how sharply trust should follow the difference. This is the `k` of equation 2.
+# RAS trusts a group of samples if its mean reward is above a **prior**, the expected reward of a clear prompt. The paper uses a different prior for each task: a running mean, the rewards of the untrained model, or the first frame. It also leaves open how sharply trust should follow the difference. This is the `k` of equation 2.
 #
 # Afterwards you can say what each prior does to training, and derive a prior that needs neither a task nor a `k`. You can compare all of them with the **ceiling**: weights made from the truth, which is known in this small world.
 #
@@ -200,7 +200,7 @@ print("weights:", *(f"{w:.4f}" for w in ras_weights(groups(12, 0.02)[:4], 2.0, 1
 # %% [markdown]
 # ## Summary
 # - The paper's own reading of its weight, taken literally, gives equation 2. It also gives both of its free quantities, $k$ and the prior. $\alpha$ stays free.
-# - Its limits are right. Without differences there is no trust, trust does not depend on the scale, and more samples make it surer.
+# - It behaves correctly in the limits. Without differences there is no trust, trust does not depend on the scale, and more samples make it surer.
 # - The lines below the table say whether it helps training. Look at the ceiling first (H16). Its interval says how much BPGO with such weights ($\alpha = 0.5$) can gain here.
 #
 # **Vary** `task` and `metric`. **Where it breaks:** like RAS, the hierarchy asks whether the reward of a group is *high*. That a high reward is also *reliable* is an assumption, which notebook 5 tests. Groups with very different standard deviations share one $\sigma$ here.

@@ -98,7 +98,7 @@ print("\nby the metric of the plan:")
 print(claims.told(claims.verdicts(plan, records, ["H12"])))
 
 # %% [markdown]
-# The line before the verdict says how far apart runs end that differ only by rounding. GRPO sees neither scale nor origin, and nor does RAS with $\kappa$. CRT sees the scale, because of $\exp(R)$, but not the origin if its prior moves along (exercise 2). A smaller loss than this line means nothing.
+# The line before the verdict says how far apart runs end that differ only by rounding. GRPO sees neither scale nor origin, nor does RAS with $\kappa$. CRT sees the scale, because of $\exp(R)$, but not the origin if its prior moves along (exercise 2). A smaller loss than this line means nothing.
 #
 # The primary metric counts prompts that leave nothing open. Set `metric = "diversity"` to see what noise on ambiguous prompts does to those prompts.
 
@@ -261,7 +261,7 @@ print("bpgo", moved(objective.bpgo, alpha=0.5, k=10.0, lam=5.0, beta=0.5))
 
 # %% [markdown]
 # ## Summary
-# - Runs that differ only by rounding end apart. A loss must exceed this distance to mean anything.
+# - Runs that differ only by rounding end at different values. A loss must exceed this distance to mean anything.
 # - RAS weights whole groups by how high their reward is. It can help against noise only if noisy groups have low means. A reward that is wrong and high is trusted more. This is the paper's misalignment.
 # - The last table says which guard spoke, and where. Its last line says whether that meant a loss. No guard knows the truth, so a reward that is merely wrong looks like any other. Over-optimisation needs a held-out reward: set `evaluation.held_out`.
 #

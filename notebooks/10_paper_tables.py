@@ -16,7 +16,7 @@
 # # 10. Which of the paper's results can be seen here, and which cannot?
 # *Seconds on one CPU core, because the training was done before. Half an hour to read. Read notebook 6 first.*
 #
-# The paper compares BPGO with GRPO and with the model before training, in three tasks. Each row of its tables is one training run. Here its tables are shown next to ours, which come from tiny models in a small world, with several seeds and intervals. A third column, *paper scale*, is for your own runs of the models that the paper trains (FLUX, Wan). They are looked for in the folder `runs`. We have none, so the column says **not run**.
+# The paper compares BPGO with GRPO and with the model before training, in three tasks. Each row of its tables is one training run. Here its tables are shown next to ours, which come from tiny models in a small world, with several seeds and intervals. A third column, *paper scale*, is for your own runs of the models that the paper trains (FLUX, Wan). The notebook looks for them in the folder `runs`. We have none, so the column says **not run**.
 #
 # The paper's numbers were copied from a summary of it, not from its pages, and may contain copying errors (`reproduce/paper/README.md`). Exercise 3 shows what one digit can do.
 #
@@ -227,7 +227,7 @@ for task in TASKS:
 # %% [markdown] tags=["solution", "hide-cell"]
 # <details><summary>Solution</summary>
 #
-# GRPO would hardly lose any of the reward it is trained on, and the lead of BPGO would be a fortieth of what it is. The fall of VideoAlign would remain.
+# GRPO would hardly lose any of the reward it is trained on, and the lead of BPGO would be one fortieth as large. The fall of VideoAlign would remain.
 # </details>
 
 # %% [markdown]

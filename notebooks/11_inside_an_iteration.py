@@ -14,7 +14,7 @@
 
 # %% [markdown]
 # # 11. Which images does one iteration push up, and which down?
-# *Half a minute on one CPU core; ten minutes to read, longer to play. Read notebooks 0 to 2 first. Set `interactive = True` for the sliders.*
+# *Half a minute on one CPU core; ten minutes to read, longer if you play with the sliders. Read notebooks 0 to 2 first. Set `interactive = True` for the sliders.*
 #
 # Notebook 1 explained RAS and CRT with invented rewards. Here the rewards are real. We run one iteration of the tiny FLUX, with eight prompts and twelve images of each, and the rewards that training would use. We stop before the update, so nothing is trained. You turn the knobs and watch what the next update would do.
 #
@@ -145,7 +145,7 @@ if interactive:
     interact(panel, **knobs, group=groups)
 
 # %% [markdown]
-# However strong RAS is, it hardly thins the frames of this group, because the mean of the group is almost the prior. Without CRT ($\beta = 0$) they are thinner. Two other groups are nearly silenced. Are they the meaningless ones?
+# However strong RAS is, it hardly thins the frames of this group, because the mean of the group is almost the prior. Without CRT ($\beta = 0$) they are thinner. Two other groups get almost no weight. Are they the meaningless ones?
 #
 # ## One group, stage by stage
 # Here is the same for a single prompt, as training does it: rewards, advantages, weight, and what remains for the update. With sliders you step through the stages. Without, each row shows all of them.
