@@ -143,7 +143,7 @@ print(table)
 # %% [markdown]
 # So what did 20 iterations gain and lose? Both rewards rise, the one of training and the held-out one. Accuracy does not change measurably. The images move away from those of the world (`distance`). Diversity falls clearly only with RAS.
 #
-# But with one seed the interval covers other *prompts*, not another *training*. Trainings differ, so **one seed decides nothing**. `make reproduce ARGS="--profile foundations"` trains three seeds for 100 iterations and gives intervals over seeds (`reproduce/results/foundations/`). Rely on those. The times are from runs made one after the other. Run side by side (`bpgo bench`), the objectives cost the same, because all share one forward pass.
+# But with one seed the interval covers other *prompts*, not another *training*. Trainings differ, so **one seed decides nothing**. `make reproduce ARGS="--profile foundations"` trains three seeds for 100 iterations and gives intervals over seeds (`reproduce/results/foundations/`). Rely on those. The times are from runs made one after the other, on a machine that was not equally busy, so their differences mean nothing. Run side by side (`bpgo bench`), the objectives cost the same, because all share one forward pass.
 
 # %% tags=["nbval-check-output"]
 study.record("text_to_image", first, parts, spent)
