@@ -182,12 +182,12 @@ def test_the_image_condition_is_the_pipeline_s(i2v, frames):
     images, pipeline = photos(2, policy), policy.pipeline
     came = policy.encode(PROMPTS[:2], images)["image"]
     for given in (images, photos(2, policy, "tensor")):
-        torch.testing.assert_close(policy.condition(given), came, atol=1e-6, rtol=0)
+        torch.testing.assert_close(policy.condition(given), came, atol=1e-5, rtol=0)
     for row, image in zip(came, images, strict=True):
         first = pipeline.video_processor.preprocess(image, height=16, width=32)
         size = (1, 4, 16, 32, frames)  # batch, channels, height, width, frames
         _, theirs = pipeline.prepare_latents(first, *size, torch.float32, "cpu")
-        torch.testing.assert_close(row[None], theirs, atol=1e-6, rtol=0)
+        torch.testing.assert_close(row[None], theirs, atol=1e-5, rtol=0)
     assert (came[:, :4, 0] == 1).all()
     assert not came[:, :4, 1:].any()
 
