@@ -3,6 +3,7 @@
 import shutil
 
 import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
 
