@@ -19,6 +19,21 @@ from tests.small_trainers import PROMPTS, all_equal, redness, rollout_of, weight
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def bfloat16_attention_runs():
+    """Whether torch has this kernel: not if ATEN_CPU_CAPABILITY hides instructions it checks for."""
+    x = torch.zeros(1, 2, 4, 8, dtype=torch.bfloat16, requires_grad=True)
+    try:
+        torch.nn.functional.scaled_dot_product_attention(x, x, x)
+    except RuntimeError:
+        return False
+    return True
+
+
+needs_bfloat16_attention = pytest.mark.skipif(
+    not bfloat16_attention_runs(), reason="torch has no bfloat16 attention on this processor"
+)
+
+
 # --------------------------------------------------------------------------- on-policy at first
 
 
@@ -36,7 +51,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         pytest.param({"generator": {"gradient_checkpointing": True}}, id="gradient checkpointing"),
         pytest.param({"generator": {"lora_rank": 2}}, id="lora"),
         pytest.param(
-            {"generator": {"lora_rank": 2, "dtype": "bfloat16"}}, id="lora, bfloat16 weights"
+            {"generator": {"lora_rank": 2, "dtype": "bfloat16"}},
+            id="lora, bfloat16 weights",
+            marks=needs_bfloat16_attention,
         ),
         pytest.param(
             {"optimiser": {"updates": 2}, "sampling": {"micro_batch": 5}}, id="two updates"
@@ -251,6 +268,7 @@ def test_empirical_bayes_determines_the_sharpness(make):
 # ------------------------------------------------------------------------------ precision, memory
 
 
+@needs_bfloat16_attention
 def test_adapters_are_trained_in_float32_over_bfloat16_weights(make):
     trainer = make(
         generator={"lora_rank": 2, "dtype": "bfloat16"}, optimiser={"ema_decay": 0.5}, iterations=1
