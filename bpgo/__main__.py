@@ -1,4 +1,4 @@
-"""Command line: `bpgo train|preflight|pretrain|bench|settings|presets`, or `python -m bpgo`."""
+"""Command line: `bpgo train|preflight|branch|export|sample|report|...`, or `python -m bpgo`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 
 from bpgo.config import Config, list_presets, read_config
+from bpgo.files import expand
 
 ERRORS = (ValueError, TypeError, OSError, FloatingPointError, MemoryError)
 
@@ -54,6 +55,30 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--teraflops", type=float, help="matmul rate of the device to plan for, in TFLOP/s"
     )
 
+    branch = _command(commands, _branch, "start a new run, with other settings, from a checkpoint")
+    branch.add_argument("folder", metavar="RUN", help="folder of the run")
+    _takes_overrides(branch)
+    branch.add_argument("--output", required=True, help="folder of the new run")
+    _takes_iteration(branch)
+
+    export = _command(commands, _export, "write the model of a run for plain diffusers")
+    export.add_argument("folder", metavar="RUN", help="folder of the run")
+    export.add_argument("--output", help="folder of the model (default: one in the run's folder)")
+    _takes_iteration(export)
+
+    sample = _command(commands, _sample, "sample from the model of a run, into one picture")
+    sample.add_argument("folder", metavar="RUN", help="folder of the run")
+    sample.add_argument("prompts", metavar="PROMPT", nargs="+", help="one row of samples each")
+    sample.add_argument("-o", "--output", default="grid.png", help="file (default grid.png)")
+    sample.add_argument("-n", "--samples", type=int, default=8, help="per prompt (default 8)")
+    sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
+    sample.add_argument("--steps", type=int, help="ODE steps (default: as in evaluations)")
+    _takes_iteration(sample)
+
+    report = _command(commands, _report, "write one HTML page about one or more runs")
+    report.add_argument("folders", metavar="RUN", nargs="+", help="folders of runs")
+    report.add_argument("-o", "--output", default="report.html", help="file (default report.html)")
+
     pretrain = _command(commands, _pretrain, "train the tiny checkpoints that the package ships")
     pretrain.add_argument("stages", nargs="*", help="stages in order; all of them by default")
     pretrain.add_argument("--output", required=True, help="folder of the checkpoints")
@@ -85,8 +110,18 @@ def _command(commands, run, summary: str) -> argparse.ArgumentParser:
 def _takes_preset(command: argparse.ArgumentParser, default: str | None = None) -> None:
     optional = {} if default is None else {"nargs": "?", "default": default}
     command.add_argument("preset", help="a YAML file or a name from `bpgo presets`", **optional)
+    _takes_overrides(command)
+
+
+def _takes_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings, see `bpgo settings`"
+    )
+
+
+def _takes_iteration(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--at", type=int, metavar="N", help="iteration of the checkpoint (default: the newest)"
     )
 
 
@@ -103,6 +138,46 @@ def _preflight(options) -> int:
     from bpgo.preflight import run
 
     return run(config, options.download, options.launch, options.gigabytes, options.teraflops)
+
+
+def _branch(options) -> int:
+    from bpgo.branch import branch
+
+    branch(expand(options.folder), expand(options.output), options.at, options.overrides)
+    return 0
+
+
+def _export(options) -> int:
+    from bpgo.export import export_run
+
+    output = None if options.output is None else expand(options.output)
+    print(export_run(expand(options.folder), output, options.at))
+    return 0
+
+
+def _sample(options) -> int:
+    from bpgo.sample import sample_run
+
+    folder, output = expand(options.folder), expand(options.output)
+    print(
+        sample_run(
+            folder,
+            options.prompts,
+            output,
+            options.at,
+            options.seed,
+            options.samples,
+            options.steps,
+        )
+    )
+    return 0
+
+
+def _report(options) -> int:
+    from bpgo.report import write_report
+
+    print(write_report([expand(folder) for folder in options.folders], expand(options.output)))
+    return 0
 
 
 def _pretrain(options) -> int:

@@ -20,6 +20,7 @@ LOGIN = (
     "accept its terms on its page, then run `hf auth login` "
     "(before huggingface_hub 1.0: `huggingface-cli login`)"
 )
+CONTROL = frozenset(map(chr, [*range(32), 127]))  # characters that no sensible path contains
 # What torch.load raises for a file that is truncated, contains code, or is not a torch file at all.
 DAMAGED = (
     UnpicklingError,
@@ -35,6 +36,31 @@ DAMAGED = (
 
 
 # ---------------------------------------------------------------------------------------- finding
+
+
+def expand(path: str | Path) -> Path:
+    """A path as the user meant it: `~` and `~name` stand for home folders.
+
+    Variables (`$HOME/runs`) are left as they are, because the shell replaces them. Expanding a path
+    again changes nothing. Raises ValueError for an empty path, one that contains a line break or
+    starts or ends with a space, and a home folder that is not known.
+    """
+    text = os.fspath(path)
+    if not text.strip():
+        raise ValueError(f"{text!r} is not a path: name a file or folder")
+    if not CONTROL.isdisjoint(text):
+        raise ValueError(f"the path {text!r} contains a line break or another control character")
+    if text != text.strip():
+        raise ValueError(f"the path {text!r} starts or ends with a space: write it without")
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        home = text.partition("/")[0]
+        raise ValueError(
+            f"the path {text!r}: there is no home folder for {home}. Write the path in full, or "
+            f"./{text} if the name of a folder starts with ~"
+        )
+    # Path drops a leading `./`, after which a name with ~ would be expanded the next time.
+    return Path(expanded) if not str(Path(expanded)).startswith("~") else Path.cwd() / expanded
 
 
 def resolve(path_or_hub_id: str | Path) -> Path | str:
