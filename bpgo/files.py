@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -226,7 +227,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """Write a folder under a temporary name next to its path, then rename it.
 
     Yields `.{name}.partial`, a new, empty folder next to `folder`. When the block ends, its files
-    are flushed to disk and it replaces `folder`:
+    get the rights that the umask allows, are flushed to disk, and it replaces `folder`:
 
         with atomic_folder(run / "final") as partial:
             save_file(tensors, partial / "model.safetensors")
@@ -248,6 +249,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
+        _follow_umask(partial)
         for file in sorted(partial.rglob("*")):
             if file.is_file():
                 with file.open("rb") as stream:
@@ -260,6 +262,21 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     finally:
         _restore(previous, folder)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _follow_umask(folder: Path) -> None:
+    """Let everything in a new folder be read and written by those that the umask allows.
+
+    safetensors writes files that only their owner can read.
+    """
+    allowed = folder.stat().st_mode & 0o777  # mkdir has applied the umask
+    for place in folder.rglob("*"):
+        if place.is_symlink():  # its target is not part of the folder
+            continue
+        mode = stat.S_IMODE(place.stat().st_mode)
+        missing = allowed & (0o777 if place.is_dir() else 0o666) & ~mode
+        if missing:
+            place.chmod(mode | missing)
 
 
 def _restore(previous: Path, folder: Path) -> None:

@@ -3,13 +3,16 @@
 import multiprocessing
 import os
 import signal
+import stat
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from bpgo import files
 from bpgo.files import atomic_folder, write_atomic
@@ -159,6 +162,55 @@ def test_it_is_written_under_another_name_beside_the_old_one(tmp_path):
         (partial / "a.txt").write_text("new")
         assert (final / "a.txt").read_text() == "old"
     assert tree(tmp_path) == {"final/a.txt": "new"}
+
+
+@pytest.fixture
+def umask():
+    """Set the umask until the end of the test."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield os.umask
+    os.umask(before)
+
+
+def mode(place):
+    return stat.S_IMODE(place.stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    ("mask", "of_files", "of_folders"),
+    [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750), (0o002, 0o664, 0o775), (0o077, 0o600, 0o700)],
+)
+def test_everything_in_a_folder_has_the_rights_that_the_umask_allows(
+    tmp_path, umask, mask, of_files, of_folders
+):
+    umask(mask)
+    with atomic_folder(tmp_path / "final") as partial:
+        save_file({"x": torch.zeros(2)}, partial / "model.safetensors")
+        (partial / "inner").mkdir(mode=0o700)
+        (partial / "inner" / "private.txt").touch(mode=0o600)
+    write_atomic(tmp_path / "state.json", "{}")
+    assert mode(tmp_path / "final") == mode(tmp_path / "final" / "inner") == of_folders
+    files_written = ["final/model.safetensors", "final/inner/private.txt", "state.json"]
+    assert {name: mode(tmp_path / name) for name in files_written} == dict.fromkeys(
+        files_written, of_files
+    )
+
+
+def test_the_target_of_a_link_and_the_group_of_a_folder_stay_as_they_are(tmp_path, umask):
+    umask(0o022)
+    secret = tmp_path / "secret.txt"
+    secret.touch(mode=0o600)
+    (tmp_path / "secrets").mkdir(mode=0o700)
+    with atomic_folder(tmp_path / "final") as partial:
+        (partial / "link").symlink_to(secret)
+        (partial / "links").symlink_to(tmp_path / "secrets")
+        (partial / "dangling").symlink_to(tmp_path / "nowhere")
+        (partial / "shared").mkdir()
+        (partial / "shared").chmod(0o2700)  # new files get the group of the folder
+    assert mode(secret) == 0o600
+    assert mode(tmp_path / "secrets") == 0o700
+    assert mode(tmp_path / "final" / "shared") == 0o2755
 
 
 def test_parents_are_created(tmp_path):
