@@ -61,9 +61,13 @@ def _allowed(entry: dict) -> str:
         return " | ".join(map(_allowed, entry["anyOf"]))
     if entry.get("type") == "array" and "items" in entry:
         return f"list of {_allowed(entry['items'])}"
-    bounds = [f"{sign} {entry[key]:g}" for key, sign in BOUNDS.items() if key in entry]
+    bounds = [f"{sign} {_number(entry[key])}" for key, sign in BOUNDS.items() if key in entry]
     kind = entry.get("type", "anything")
     return " ".join([WORDS.get(kind, kind), *bounds])
+
+
+def _number(value: float) -> str:
+    return "2**63" if value == 2**63 else f"{value:g}"
 
 
 def _default(entry: dict) -> str:

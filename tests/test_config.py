@@ -147,7 +147,7 @@ def test_every_fault_is_reported_at_once(preset):
 
 
 def test_what_has_no_default_must_be_given(tmp_path):
-    (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "empty.yaml").write_text("{}")
     with pytest.raises(ConfigError) as refused:
         read_config(tmp_path / "empty.yaml")
     assert str(refused.value).splitlines() == [
@@ -160,24 +160,178 @@ def test_what_has_no_default_must_be_given(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("- 1\n- 2\n", "has no settings: write lines of `key: value`"),
-        ("words", "has no settings"),
-        ("a: [1\nb: 2", "is not valid YAML"),
-        ("\tx", "is not valid YAML"),
+        ("- 1\n- 2\n", " has no settings: write lines of `key: value`"),
+        ("words", " has no settings"),
+        ("", " is empty: write lines of `key: value`"),
+        ("# words\n", " is empty"),
+        ("iterations:5", " has no settings"),
+        ("a: [1\nb: 2", ", line 2: not valid YAML"),
+        ("\tx", ", line 1: not valid YAML: indent with spaces instead of tabs"),
+        ("a:\n\tb: 1", ", line 2: not valid YAML: indent with spaces instead of tabs"),
+        ("groups: 2\niterations:5\nseed: 1", ", line 3: not valid YAML: .*a space after the colon"),
+        ("objective: {alpha:0.5}", ", line 1: write a space after the colon of 'alpha:0.5'"),
+        ("groups: 2\n---\ngroups: 3", ", line 2: a second document starts here"),
+        (
+            "groups: 2\nseed: 1\ngroups: 3",
+            ", line 3: the key 'groups' is given twice, in lines 1 and",
+        ),
+        ("groups: 010", ", line 1: 010 can be read in several ways"),
+        ("groups: \x00", ", line 1: not valid YAML: the character"),
     ],
 )
 def test_a_file_that_is_not_a_preset_is_refused_by_name(tmp_path, text, says):
     file = tmp_path / "broken.yaml"
     file.write_text(text)
     for overrides in ([], ["iterations=3"]):
-        with pytest.raises(ConfigError, match=rf"broken\.yaml {says}"):
+        with pytest.raises(ConfigError, match=rf"broken\.yaml{says}"):
             read_config(file, overrides)
+
+
+# -------------------------------------------------------------------- values as a person reads them
+
+
+@pytest.fixture
+def with_value(tmp_path):
+    """Makes a preset with one more setting, in line 4."""
+
+    def write(key, value):
+        file = tmp_path / "mine.yaml"
+        settings = {"generator.path": "tiny-flux", "reward.name": "clip", "prompts": "p.txt"}
+        lines = []
+        for name, text in (settings | {key: value}).items():
+            group, _, leaf = name.partition(".")
+            lines.append(f"{group}: {{{leaf}: {text}}}" if leaf else f"{name}: {text}")
+        file.write_text("\n".join(lines), encoding="utf-8")
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("optimiser.learning_rate", "1e-4", 0.0001),
+        ("optimiser.learning_rate", ".5E-3", 0.0005),
+        ("optimiser.learning_rate", "2e0", 2.0),
+        ("iterations", "1_000", 1000),
+        ("iterations", "1e3", 1000),
+        ("guards", "off", False),
+        ("guards", "yes", True),
+        ("precision", "no", "no"),
+        ("generator.path", "no", "no"),
+        ("prompts", "on", "on"),
+        ("prompts", "2025-01-31", "2025-01-31"),
+        ("prompts", "=", "="),
+        ("objective.options", "{scale: 1e-4}", {"scale": 0.0001}),
+        ("objective.options", "{answer: 'no'}", {"answer": "no"}),
+    ],
+)
+def test_a_value_is_read_as_a_person_reads_it(with_value, key, text, value):
+    group, _, leaf = key.rpartition(".")
+    config = read_config(with_value(key, text))
+    found = getattr(getattr(config, group) if group else config, leaf)
+    assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "says"),
+    [
+        ("iterations", "010", "mine.yaml, line 4: 010 can be read in several ways"),
+        ("iterations", "08", "mine.yaml, line 4: 08 can be"),
+        ("iterations", "12:30", "mine.yaml, line 4: 12:30 can be"),
+        ("objective.alpha", "0:30.5", "mine.yaml, line 4: 0:30.5 can be"),
+        ("iterations", "1__0", "mine.yaml, line 4: 1__0 can be"),
+        ("objective.lam", "1e999", "mine.yaml, line 4: 1e999 is too large for a number"),
+        ("iterations", "9" * 5000, "is too large for a number"),
+        (
+            "objective.lam",
+            ".inf",
+            "mine.yaml, line 4: objective.lam = inf: Input should be a finite",
+        ),
+        (
+            "objective.lam",
+            "nan",
+            "mine.yaml, line 4: objective.lam = 'nan': Input should be a finite",
+        ),
+        ("objective.options", "{clip: no}", "line 4: objective.options: no is a text or true or"),
+        (
+            "objective.options",
+            "{clip: [off]}",
+            "line 4: objective.options: off is a text or true or",
+        ),
+        ("iteratons", "3", "line 4: unknown setting 'iteratons': did you mean 'iterations'?"),
+        ("objective", "grpo", "line 4: objective = 'grpo': write its settings below it"),
+        ("seed", str(2**64), "(integer >= 0 < 2**63)"),
+        ("seed", "-1", "(integer >= 0 < 2**63)"),
+        ("group_size", str(10**12), "(integer >= 2 <= 65536)"),
+        ("evaluation.steps", str(10**12), "(integer >= 1 <= 65536)"),
+        ("prior.samples", str(10**30), "(integer >= 1 <= 65536)"),
+    ],
+)
+def test_an_unclear_or_wrong_value_is_refused_with_its_line(with_value, key, text, says):
+    file = with_value(key, text)
+    with pytest.raises(ConfigError, match=re.escape(says)) as refused:
+        read_config(file)
+    assert f"{file}, line 4: " in str(refused.value)
+
+
+def test_a_dotted_key_in_a_file_is_refused_with_how_to_write_it(preset):
+    preset.write_text(preset.read_text() + "objective.alpha: 0.3\n")
+    line = preset.read_text().count("\n")
+    says = rf"line {line}: unknown setting 'objective.alpha': .* `alpha:` below `objective:`"
+    with pytest.raises(ConfigError, match=says):
+        read_config(preset)
+
+
+def test_the_largest_seed_is_accepted(preset):
+    assert read_config(preset, [f"seed={2**63 - 1}"]).seed == 2**63 - 1
+
+
+def test_a_wrong_override_is_not_said_to_be_in_the_file(preset):
+    with pytest.raises(ConfigError) as refused:
+        read_config(preset, ["reward.name=clipp"])
+    assert str(refused.value).startswith("reward.name: unknown reward 'clipp'")
+
+
+def test_a_preset_with_a_byte_order_mark_or_windows_line_ends_is_read(preset):
+    text = preset.read_text(encoding="utf-8")
+    expected = read_config(preset)
+    preset.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert read_config(preset) == expected
+
+
+def test_a_preset_in_another_encoding_is_refused_with_the_line(preset):
+    text = preset.read_text(encoding="utf-8")
+    preset.write_bytes(text.encode() + "# sch\xf6n\n".encode("latin-1"))
+    line = text.count("\n") + 1
+    with pytest.raises(ConfigError, match=rf"mine\.yaml, line {line}: this is not UTF-8 text"):
+        read_config(preset)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("gpu", "cuda"),
+        ("gpu1", "cuda"),
+        ("cude:1", "cuda:1"),
+        ("CUDA:0", "cuda:0"),
+        ("0", "cuda:0"),
+        ("cuda0", "cuda"),
+        ("metal", "mps"),
+        ("cpu:1", "cpu"),
+    ],
+)
+def test_a_misspelt_device_is_refused_with_the_nearest(preset, name, nearest):
+    for key in ("reward.device", "evaluation.held_out.device"):
+        overrides = ["evaluation.held_out.name=clip", f"{key}={name}"]
+        with pytest.raises(ConfigError, match=f"{key}: unknown device .* mean '{nearest}'"):
+            read_config(preset, overrides)
 
 
 # ---------------------------------------------------------------------------------------- overrides
 
 
-def test_overrides_are_yaml_at_any_depth_and_the_last_one_counts(preset):
+def test_overrides_are_yaml_at_any_depth(preset):
     config = read_config(
         preset,
         [
@@ -187,7 +341,7 @@ def test_overrides_are_yaml_at_any_depth_and_the_last_one_counts(preset):
             "optimiser={learning_rate: 1e-3, updates: 2}",
             "optimiser.learning_rate=2e-3",
             "generator.lora_alpha=null",
-            "iterations=7",
+            "iterations=9",
             "iterations=9",
             "evaluation.metrics=shapes",
         ],
@@ -216,7 +370,7 @@ def test_precision_no_is_not_read_as_false(preset):
     [
         ("iterations", "'iterations' is not an override: write key=value"),
         ("iterations:3", "is not an override"),
-        ("objective.alpha=[", "objective.alpha=[ is not valid YAML"),
+        ("objective.alpha=[", "objective.alpha=[: not valid YAML"),
         ("prompts.train=x", "prompts is 'prompts.txt', which has no settings below it"),
         ("objective.alpha.x=1", "objective.alpha"),
     ],
@@ -254,6 +408,79 @@ def test_the_sharpness_of_ras_has_one_source():
         read_config("t2i-tiny", ["prior.name=empirical_bayes"])
     config = read_config("t2i-tiny", ["prior.name=empirical_bayes", "objective.kappa=null"])
     assert config.prior.name == "empirical_bayes"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["iterations=7", "iterations=9"], "iterations=9 replaces iterations=7, given before it"),
+        (["iterations=7", " iterations =9"], "replaces iterations=7"),
+        (
+            ["optimiser.learning_rate=2e-3", "optimiser={updates: 2}"],
+            "optimiser={updates: 2} replaces optimiser.learning_rate=2e-3",
+        ),
+        (["generator.path=runs/x #1"], "YAML takes what follows # as a comment"),
+        (["prompts=#1"], "YAML takes what follows # as a comment"),
+        (["seed=010"], "seed=010: 010 can be read in several ways"),
+        (["objective={alpha: 0.1, alpha: 0.2}"], "the key 'alpha' is given twice, in line 1"),
+    ],
+)
+def test_an_override_that_would_be_lost_or_misread_is_refused(preset, overrides, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        read_config(preset, overrides)
+
+
+def test_spaces_around_an_override_do_not_count_and_an_empty_value_is_null(preset):
+    config = read_config(preset, [" iterations = 7 ", "reward.path=", "generator.path='a #1'"])
+    assert (config.iterations, config.reward[0].path) == (7, None)
+    assert config.generator.path == "a #1"
+
+
+# -------------------------------------------------------------------------------------------- lists
+
+
+@pytest.fixture
+def two_rewards(tmp_path):
+    file = tmp_path / "two.yaml"
+    file.write_text(
+        "generator: {path: tiny-flux}\n"
+        "prompts: prompts.txt\n"
+        "reward:\n"
+        "  - {name: clip}\n"
+        "  - {name: hpsv2}\n"
+        "evaluation: {held_out: {name: clip}}\n"
+    )
+    return file
+
+
+def test_entries_of_lists_are_counted_from_0(two_rewards):
+    overrides = ["reward.1.scale=0.5", "evaluation.held_out.0.device=cpu"]
+    overrides += ["reward.0.name=pickscore"]
+    config = read_config(two_rewards, overrides)
+    assert [(r.name, r.scale) for r in config.reward] == [("pickscore", 1.0), ("hpsv2", 0.5)]
+    assert [(r.name, r.device) for r in config.evaluation.held_out] == [("clip", "cpu")]
+
+
+def test_an_entry_can_be_replaced(two_rewards):
+    overrides = ["reward.1={name: clip, path: x}", "evaluation.held_out.0={name: hpsv2}"]
+    config = read_config(two_rewards, overrides)
+    assert [(r.name, r.path) for r in config.reward] == [("clip", None), ("clip", "x")]
+    assert [r.name for r in config.evaluation.held_out] == ["hpsv2"]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("reward.name=clip", "reward is a list with entries reward.0, reward.1"),
+        ("reward.2.name=clip", "reward is a list with entries reward.0, reward.1"),
+        ("evaluation.held_out.1.device=cpu", "a list with entries evaluation.held_out.0"),
+        ("sampling.0.steps=3", "unknown setting 'sampling.0'"),
+        ("reward.1.name=clipp", "reward.1.name: unknown reward 'clipp'"),
+    ],
+)
+def test_an_entry_that_does_not_exist_is_refused_with_those_that_do(two_rewards, override, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        read_config(two_rewards, [override])
 
 
 # -------------------------------------------------------------------- own code and earlier versions
