@@ -24,7 +24,8 @@ Metric = Callable[[Tensor, list[str]], Tensor | dict[str, Tensor]]
 class Scores(NamedTuple):
     """Samples and their scores, for P prompts with S samples each.
 
-    pixels: (P, S, 3, H, W) images or (P, S, F, 3, H, W) videos, empty if they were not kept.
+    pixels: (P, S, 3, H, W) images or (P, S, F, 3, H, W) videos, of the prompts whose samples were
+    kept: the first ones. Empty if there are none.
     scores: (P, S) by metric, NaN where a metric is not defined.
     """
 
@@ -45,15 +46,17 @@ def evaluate(
     shift: float,
     micro_batch: int | None = None,
     conditions: Callable[[list[str]], dict[str, Tensor]] | None = None,
-    keep: bool = True,
+    keep: int | None = None,
 ) -> Scores:
     """Sample every prompt `samples` times with the ODE, and score the samples with all metrics.
 
     A metric receives all samples of a prompt in one call. conditions: encodes prompts (None: the
-    policy does). keep: whether to return the samples; if False, each is dropped once it is scored.
+    policy does). keep: of how many prompts, from the first on, the samples are returned (None: of
+    all); the others are dropped once they are scored.
     """
     conditions = conditions or Conditions(policy)
     per_call = len(prompts) if micro_batch is None else max(1, micro_batch // samples)
+    keep = len(prompts) if keep is None else keep
     sigmas, drawn = sigma_grid(steps, shift), Counter()
     kept, scores = [], defaultdict(list)
     for chosen in micro_batches(len(prompts), per_call):
@@ -63,9 +66,10 @@ def evaluate(
         pixels = _sample(policy, cond, seeds, samples, sigmas, micro_batch)
         for name, values in _score(metrics, pixels, rows).items():
             scores[name].append(values.view(-1, samples))
-        if keep:
-            kept.append(pixels.cpu().unflatten(0, (-1, samples)))
-    pixels = torch.cat(kept) if keep else torch.empty(0)
+        wanted = pixels[: max(0, keep - chosen.start) * samples]
+        if len(wanted):
+            kept.append(wanted.cpu().unflatten(0, (-1, samples)))
+    pixels = torch.cat(kept) if kept else torch.empty(0)
     return Scores(pixels, {name: torch.cat(values) for name, values in scores.items()})
 
 

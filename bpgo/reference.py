@@ -94,7 +94,7 @@ def _sample_rewards(
             config.sampling.shift,
             config.sampling.micro_batch,
             conditions,
-            keep=False,
+            keep=0,
         )
         means = scores.scores["reward"].mean(1).tolist()
         table |= dict(zip(map(key_of, part), means, strict=True))

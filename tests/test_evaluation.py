@@ -90,7 +90,7 @@ def test_a_metric_may_give_several_values_and_may_be_undefined():
 
 
 def test_samples_are_dropped_if_they_are_not_kept():
-    found = evaluate(Noise(), PROMPTS, **GIVEN, keep=False)
+    found = evaluate(Noise(), PROMPTS, **GIVEN, keep=0)
     assert found.pixels.numel() == 0
     assert torch.equal(found.scores["mean"], evaluate(Noise(), PROMPTS, **GIVEN).scores["mean"])
 
