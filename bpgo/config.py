@@ -10,14 +10,13 @@ This module is longer than others because it defines all settings.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, field
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -25,14 +24,17 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
-    field_validator,
     model_validator,
 )
 from pydantic.dataclasses import dataclass
 
 from bpgo.batching import check_divisible
+from bpgo.devices import check_device_name
+from bpgo.files import expand
+from bpgo.overrides import ConfigError, apply_overrides, names_only
 from bpgo.registry import TABLES, check_name
 from bpgo.settings import list_settings
+from bpgo.text_files import ParseError, Word, line_of, parse_yaml, read_text
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -43,14 +45,11 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1, le=2**16)]  # of something that takes memory
 settings = dataclass(
     config=ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=()),
     kw_only=True,
 )
-
-
-class ConfigError(ValueError):
-    """A setting that does not exist or cannot have the given value."""
 
 
 def _names(kind: str) -> type[str]:
@@ -65,19 +64,33 @@ def _as_list(value):
     return value if isinstance(value, list) else [value]
 
 
+def _check_words(value):
+    """Refuse yes, no, on and off where it is not known whether a text or a truth value is meant."""
+    if isinstance(value, Word):
+        raise ValueError(f"{value} is a text or true or false: write true, false or '\"{value}\"'")
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, (dict, list, Word)):
+            _check_words(inner)
+    return value
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_check_words)]
+Device = Annotated[str, BeforeValidator(check_device_name)]
+
+
 @settings
 class GeneratorConfig:
     path: str
     """Folder, shipped name or hub id of a diffusers pipeline."""
     policy: _names("generator") | None = None
     """Policy class, as module:attribute. null: determined by the pipeline's class."""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     """Further arguments for your own policy class."""
-    height: Count | None = None
+    height: Size | None = None
     """Height in pixels. null: the size that the pipeline was trained at."""
-    width: Count | None = None
+    width: Size | None = None
     """Width in pixels. null: the size that the pipeline was trained at."""
-    frames: Count | None = None
+    frames: Size | None = None
     """Number of video frames, 4k + 1. null: the pipeline's default."""
     guidance: NonNegative | None = None
     """Guidance scale. null: the pipeline's default (FLUX 3.5, Wan 5). Wan at 1 or less runs
@@ -88,12 +101,15 @@ class GeneratorConfig:
     """Wan: which part of classifier-free guidance carries gradients. null: both."""
     negative_prompt: str | None = None
     """Wan: the prompt of the unconditional part. null: the empty prompt."""
-    max_sequence_length: Count | None = None
+    max_sequence_length: Size | None = None
     """Number of text tokens. null: the tokenizer's limit."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen weights. Weights that are trained in full are always kept in
     float32."""
-    lora_rank: Natural = 0
+    lora: str | None = None
+    """Folder, file or hub id of LoRA adapters to start from, in diffusers' format. Their rank and
+    alpha are read from the file. null: new adapters."""
+    lora_rank: Annotated[int, Field(ge=0, le=2**16)] = 0
     """Rank of the LoRA adapters. 0 trains all weights of the transformer."""
     lora_alpha: Positive | None = None
     """Scale of the LoRA adapters. null: twice the rank."""
@@ -115,11 +131,11 @@ class RewardConfig:
     """Reward model, or module:attribute for your own."""
     path: str | None = None
     """Folder, shipped name or hub id of its weights. null: the published weights."""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     """Further arguments for the function or class that loads the reward."""
     scale: Finite = 1.0
     """Factor that its values are multiplied by: its weight in a sum of rewards."""
-    device: str | None = None
+    device: Device | None = None
     """Device that it runs on, such as cuda:1. null: the policy's device."""
     process: bool = False
     """Run it in a separate process, which scores while the next micro-batch is sampled."""
@@ -132,7 +148,7 @@ Rewards = Annotated[list[RewardConfig], BeforeValidator(_as_list)]  # a preset m
 
 @settings
 class SamplingConfig:
-    steps: Annotated[int, Field(ge=2)] = 16
+    steps: Annotated[int, Field(ge=2, le=2**16)] = 16
     """Denoising steps of a rollout."""
     shift: Positive = 3.0
     """Shift of the sigma grid. 1 is an even grid."""
@@ -179,7 +195,7 @@ class ObjectiveConfig:
     """Weight of the CRT loss (equation 5)."""
     clip_range: Positive = 1e-4
     """Clip range of the importance ratio, which differs from 1 by only 1e-5 to 1e-2 here."""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     """Further hyperparameters for your own objective."""
 
     @model_validator(mode="after")
@@ -200,9 +216,9 @@ class PriorConfig:
     """Value of the constant prior, in units of the reward."""
     momentum: Decay = 0.9
     """Weight of the past in running_mean and empirical_bayes."""
-    samples: Count = 4
+    samples: Size = 4
     """Samples per prompt from which sft and sft_per_prompt are computed."""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     """Further arguments for your own prior."""
 
     @model_validator(mode="after")
@@ -240,9 +256,9 @@ class EvaluationConfig:
     """Evaluation prompts, in the same form as `prompts`. null: the training prompts."""
     every: Count | None = None
     """Iterations between evaluations. null: only before the first and after the last."""
-    samples: Count = 4
+    samples: Size = 4
     """Samples per prompt, from noise that depends only on the prompt."""
-    steps: Count = 16
+    steps: Size = 16
     """Number of ODE steps."""
     held_out: Rewards = field(default_factory=list)
     """One or several rewards that the policy is not trained on."""
@@ -274,9 +290,9 @@ class Config:
     """Number of iterations. Each is a rollout followed by its updates."""
     groups: Count = 8
     """Prompts per iteration, N, over all processes."""
-    group_size: Annotated[int, Field(ge=2)] = 12
+    group_size: Annotated[int, Field(ge=2, le=2**16)] = 12
     """Samples per prompt, G."""
-    seed: Natural = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed for drawing prompts, trained steps and noise."""
     precision: Literal["no", "bf16"] = "no"
     """Autocast precision of the transformer."""
@@ -287,11 +303,6 @@ class Config:
     guards: bool = True
     """Warn about stagnation, concentration on single samples and reward hacking (bpgo.guards).
     Changes nothing else."""
-
-    @field_validator("precision", mode="before")
-    @classmethod
-    def _yaml_reads_no_as_false(cls, value):
-        return "no" if value is False else value
 
     @model_validator(mode="after")
     def _groups_divide(self):
@@ -316,20 +327,34 @@ def read_config(preset: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The validated settings of a preset with `key.path=value` overrides.
 
     preset: a YAML file, or the name of a shipped preset. The values of overrides are YAML:
-    `objective.alpha=0.3`, `evaluation.held_out=null`. Raises ConfigError or FileNotFoundError.
+    `objective.alpha=0.3`, `evaluation.held_out=null`. An empty value is null. Entries of a list are
+    counted from 0: `reward.1.scale=0.5`. Raises ConfigError or FileNotFoundError.
     """
     file = find_preset(preset)
-    tree = _parse(file.read_text(encoding="utf-8"), str(file)) or {}
+    try:
+        text = read_text(file)
+        tree = parse_yaml(text)
+    except ParseError as error:
+        raise ConfigError(f"{file}, {error}") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{file} has no settings: write lines of `key: value`")
-    for override in overrides:
-        _override(tree, override)
-    return build_config(tree)
+        what = "is empty" if tree is None else "has no settings"
+        raise ConfigError(f"{file} {what}: write lines of `key: value`, from line 1 on")
+    overridden = [names_only(keys) for keys in apply_overrides(tree, overrides)]
+
+    def place(keys: tuple) -> str:
+        names = names_only(keys)
+        changed = any(k[: len(names)] == names or names[: len(k)] == k for k in overridden)
+        line = None if changed else line_of(text, keys)
+        return "" if line is None else f"{file}, line {line}: "
+
+    return _build(tree, place)
 
 
 def find_preset(preset: str | Path) -> Path:
     """The YAML file of a preset. Raises FileNotFoundError with the shipped names."""
-    for file in (Path(preset).expanduser(), PRESETS / f"{preset}.yaml"):
+    for file in (expand(preset), PRESETS / f"{preset}.yaml"):
         if file.is_file():
             return file
     names = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
@@ -339,40 +364,23 @@ def find_preset(preset: str | Path) -> Path:
 def list_presets() -> dict[str, str]:
     """Name and first comment line of every shipped preset."""
     first_lines = {
-        file.stem: file.read_text(encoding="utf-8").partition("\n")[0]
-        for file in sorted(PRESETS.glob("*.yaml"))
+        file.stem: read_text(file).partition("\n")[0] for file in sorted(PRESETS.glob("*.yaml"))
     }
     return {name: line.lstrip("# ").strip() for name, line in first_lines.items()}
 
 
 def build_config(tree: dict) -> Config:
     """The config of a nested dict. Raises ConfigError, which lists every error found."""
+    return _build(tree, lambda keys: "")
+
+
+def _build(tree: dict, place: Callable[[tuple], str]) -> Config:
+    """The config. place: where a setting is given, as the start of a message."""
     try:
         return TypeAdapter(Config).validate_python(_with_new_names(tree))
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
-
-
-def _override(tree: dict, override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals:
-        raise ConfigError(f"{override!r} is not an override: write key=value")
-    *parents, leaf = key.strip().split(".")
-    branch = tree
-    for parent in parents:
-        branch = branch.setdefault(parent, {})
-        if isinstance(branch, list) and len(branch) == 1:
-            branch = branch[0]
-        if not isinstance(branch, dict):
-            raise ConfigError(f"{key!r}: {parent} is {branch!r}, which has no settings below it")
-    branch[leaf] = _parse(value, override)
-
-
-def _parse(text: str, source: str):
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {error}") from None
+        lines = [f"{place(e['loc'])}{_explain(e, tree)}" for e in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def _with_new_names(tree: dict) -> dict:
@@ -388,20 +396,39 @@ def _with_new_names(tree: dict) -> dict:
     return tree
 
 
-def _explain(error: dict) -> str:
+def _explain(error: dict, tree: dict) -> str:
     """A pydantic error as one line of plain English."""
-    key = ".".join(part for part in error["loc"] if isinstance(part, str))
+    names, key = ".".join(names_only(error["loc"])), _key(error["loc"], tree)
+    known = {setting.name: setting for setting in list_settings(Config)}
     if error["type"] == "unexpected_keyword_argument":
-        known = [setting.name for setting in list_settings(Config)]
+        if "." in error["loc"][-1]:
+            group, _, leaf = error["loc"][-1].rpartition(".")
+            return f"unknown setting {key!r}: in a file, write `{leaf}:` below `{group}:`"
         groups = {name.rpartition(".")[0] for name in known} - {""}
-        near = get_close_matches(key, [*known, *groups], 1, 0.5)
+        near = get_close_matches(names, [*known, *groups], 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else "`bpgo settings` lists them all"
         return f"unknown setting {key!r}: {hint}"
     if error["type"] == "missing":
         return f"{key} must be given"
     if error["type"] == "value_error":
         return f"{key or 'settings'}: {error['msg'].removeprefix('Value error, ')}"
-    return f"{key} = {error['input']!r}: {error['msg']}"
+    if error["type"] == "dataclass_type":
+        return f"{key} = {error['input']!r}: write its settings below it, one `name: value` a line"
+    allowed = f" ({known[names].allowed})" if names in known else ""
+    return f"{key} = {error['input']!r}: {error['msg']}{allowed}"
+
+
+def _key(location: tuple, tree: dict) -> str:
+    """The name of a setting. Entries of a list of one have no number."""
+    parts, branch = [], tree
+    for part in location:
+        if isinstance(part, str) or (isinstance(branch, list) and len(branch) > 1):
+            parts.append(str(part))
+        if isinstance(branch, dict):
+            branch = branch.get(part)
+        elif isinstance(branch, list) and isinstance(part, int):
+            branch = branch[part]
+    return ".".join(parts)
 
 
 # ----------------------------------------------------------------------------------- comparing
