@@ -4,39 +4,94 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
+from difflib import get_close_matches
 
-from bpgo.config import Config, list_presets, read_config
+from bpgo import __version__
 from bpgo.files import expand
 
 ERRORS = (ValueError, TypeError, OSError, FloatingPointError, MemoryError)
+TRAINING = ("train", "pretrain")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    An error that the user can fix is printed as one message, and the exit code is 2.
+    2: an error that the user can fix, which is printed as one message. 1: an unexpected error,
+    whose traceback is written to a file. 130 and 143: interrupted by SIGINT or SIGTERM.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = " ".join(["bpgo", *arguments[:1]])
+    try:
+        code = _run(arguments)
+        print(end="", flush=True)
+        return code
+    except KeyboardInterrupt as error:
+        print(f"{name}: {error if str(error) else 'interrupted'}", file=sys.stderr)
+        return getattr(error, "code", 130)
+    except BrokenPipeError as error:
+        if _reader_left():
+            return 141 if arguments[0] in TRAINING else 0
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except ERRORS as error:
+        print(f"{name}: {error if str(error) else type(error).__name__}", file=sys.stderr)
+        return 2
+    except SystemExit:  # of argparse, which may have printed its help
+        _reader_left()
+        raise
+    except Exception as error:  # a defect of this package or of a library
+        print(f"{name}: {_unexpected(error, arguments)}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    from bpgo.caches import redirect_caches
+
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that module:attribute is found, as by `python -m`
     options = _parse(arguments)
+    note = redirect_caches()
+    if note:
+        print(f"bpgo {options.command}: {note}", file=sys.stderr)
+    return options.run(options)
+
+
+def _reader_left() -> bool:
+    """Whether the reader of stdout has closed it, as `head` does. Then nothing more is written."""
     try:
-        code = options.run(options)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # the reader closed the pipe, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except ERRORS as error:
-        print(f"bpgo {options.command}: {error}", file=sys.stderr)
-        return 2
+        number = sys.stdout.fileno()
+    except (OSError, AttributeError):  # it is closed or, as in a notebook, not a file
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    left = any(event & select.POLLERR for _, event in poll.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return left
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def _unexpected(error: Exception, arguments: list[str]) -> str:
+    """Write the traceback of an error to a file. Returns the message for the user."""
+    from bpgo.error_log import write_error_log
+
+    output = getattr(_parse(arguments), "output", None)
+    run = expand(output) if arguments[0] == "train" else None
+    what = str(error).strip().partition("\n")[0]
+    what = f"{type(error).__name__}: {what}" if what else type(error).__name__
+    return f"unexpected error: {what} (traceback: {write_error_log(error, run)})"
+
+
+# --------------------------------------------------------------------------------------- arguments
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bpgo", description="Bayesian Prior-Guided Optimization (arXiv 2511.18919)"
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser.add_argument("--version", action="version", version=f"bpgo {__version__}")
+    commands = parser.add_subparsers(dest="command")
 
     train = _command(commands, _train, "train a preset, or resume its run")
     _takes_preset(train)
@@ -69,7 +124,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     sample = _command(commands, _sample, "sample from the model of a run, into one picture")
     sample.add_argument("folder", metavar="RUN", help="folder of the run")
     sample.add_argument("prompts", metavar="PROMPT", nargs="+", help="one row of samples each")
-    sample.add_argument("-o", "--output", default="grid.png", help="file (default grid.png)")
+    sample.add_argument("-o", "--output", help="file: .png, for videos .gif (default: in RUN)")
     sample.add_argument("-n", "--samples", type=int, default=8, help="per prompt (default 8)")
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
     sample.add_argument("--steps", type=int, help="ODE steps (default: as in evaluations)")
@@ -93,12 +148,32 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     _command(commands, _settings, "list every setting with its allowed values and default")
     _command(commands, _presets, "list the shipped presets")
 
+    known = list(commands.choices)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
+        near = get_close_matches(arguments[0], known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        parser.error(f"unknown command {arguments[0]!r}: {hint}")
     options, rest = parser.parse_known_args(arguments)
-    if any(argument.startswith("-") for argument in rest) or (rest and "overrides" not in options):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    for argument in rest:
+        if argument.startswith("-") or "overrides" not in options:
+            parser.error(f"unrecognized arguments: {argument}{_hint(argument, options)}")
     if rest:  # argparse accepts key=value only before the options
         options.overrides += rest
     return options
+
+
+def _hint(argument: str, options: argparse.Namespace) -> str:
+    """The end of a message about an argument that does not exist."""
+    name, equals, value = argument.lstrip("-").partition("=")
+    near = get_close_matches(name, vars(options).keys() - {"command", "run", "overrides"}, 1)
+    if near:
+        return f" (did you mean --{near[0]}?)"
+    if "overrides" in options and argument.startswith("-"):
+        return f" (for a setting, write {name}={value if equals else 'VALUE'}, without dashes)"
+    return ""
 
 
 def _command(commands, run, summary: str) -> argparse.ArgumentParser:
@@ -115,7 +190,11 @@ def _takes_preset(command: argparse.ArgumentParser, default: str | None = None) 
 
 def _takes_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings, see `bpgo settings`"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings, see `bpgo settings`. Values are YAML, and an empty value is null. Entries "
+        "of a list are counted from 0: reward.1.scale=0.5, evaluation.held_out.0.device=cpu",
     )
 
 
@@ -125,8 +204,15 @@ def _takes_iteration(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _config(options):
+    from bpgo.config import read_config
+
+    return read_config(options.preset, options.overrides)
+
+
 def _train(options) -> int:
-    config = read_config(options.preset, options.overrides)  # check it before importing torch
+    config = _config(options)
+    expand(options.output)  # a wrong path or setting is refused before torch is imported
     from bpgo.trainer import Trainer
 
     Trainer(config, options.output).train()
@@ -134,61 +220,56 @@ def _train(options) -> int:
 
 
 def _preflight(options) -> int:
-    config = read_config(options.preset, options.overrides)
+    config = _config(options)
     from bpgo.preflight import run
 
     return run(config, options.download, options.launch, options.gigabytes, options.teraflops)
 
 
 def _branch(options) -> int:
+    folder, output = expand(options.folder), expand(options.output)
     from bpgo.branch import branch
 
-    branch(expand(options.folder), expand(options.output), options.at, options.overrides)
+    branch(folder, output, options.at, options.overrides)
     return 0
 
 
 def _export(options) -> int:
+    folder = expand(options.folder)
+    output = None if options.output is None else expand(options.output)
     from bpgo.export import export_run
 
-    output = None if options.output is None else expand(options.output)
-    print(export_run(expand(options.folder), output, options.at))
+    print(export_run(folder, output, options.at))
     return 0
 
 
 def _sample(options) -> int:
+    folder, output = expand(options.folder), expand(options.output)
     from bpgo.sample import sample_run
 
-    folder, output = expand(options.folder), expand(options.output)
-    print(
-        sample_run(
-            folder,
-            options.prompts,
-            output,
-            options.at,
-            options.seed,
-            options.samples,
-            options.steps,
-        )
-    )
+    o = options
+    print(sample_run(folder, o.prompts, output, o.at, o.seed, o.samples, o.steps))
     return 0
 
 
 def _report(options) -> int:
+    folders, output = [expand(folder) for folder in options.folders], expand(options.output)
     from bpgo.report import write_report
 
-    print(write_report([expand(folder) for folder in options.folders], expand(options.output)))
+    print(write_report(folders, output))
     return 0
 
 
 def _pretrain(options) -> int:
+    output = expand(options.output)
     from bpgo.worlds.pretrain import pretrain
 
-    pretrain(options.stages, options.output, options.scale)
+    pretrain(options.stages, output, options.scale)
     return 0
 
 
 def _bench(options) -> int:
-    config = read_config(options.preset, options.overrides)
+    config = _config(options)
     from bpgo.bench import bench
 
     print(bench(config, options.rounds))
@@ -196,6 +277,7 @@ def _bench(options) -> int:
 
 
 def _settings(options) -> int:
+    from bpgo.config import Config
     from bpgo.settings import format_settings
 
     print(format_settings(Config))
@@ -203,6 +285,8 @@ def _settings(options) -> int:
 
 
 def _presets(options) -> int:
+    from bpgo.config import list_presets
+
     presets = list_presets()
     width = max(map(len, presets))
     for name, summary in presets.items():

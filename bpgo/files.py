@@ -68,9 +68,11 @@ def resolve(path_or_hub_id: str | Path) -> Path | str:
     """What a name refers to: an existing path, a checkpoint shipped with the package, or a hub id.
 
     Returns a Path for the first two and the name itself for a hub id (`owner/name`). Raises
-    FileNotFoundError, listing the shipped names, for a name that can be none of these.
+    FileNotFoundError, listing the shipped names, for a name that can be none of these, and
+    ValueError as `expand` does.
     """
-    path, text = Path(path_or_hub_id).expanduser(), str(path_or_hub_id)
+    text = str(path_or_hub_id)
+    path = expand(text) if text else Path()
     if text:
         for candidate in (path, SHIPPED / path):
             if candidate.exists():
@@ -198,8 +200,21 @@ def read_pt(file: Path) -> dict:
 
 
 def read_log(file: str | Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl, timing.jsonl or evaluations.jsonl."""
-    return [json.loads(line) for line in Path(file).read_text().splitlines()]
+    """The rows of a run's metrics.jsonl, timing.jsonl or evaluations.jsonl.
+
+    An incomplete last line, which the run is still writing or a kill has left, is ignored. Raises
+    ValueError naming the file and the line for one that is damaged.
+    """
+    rows, text = [], Path(file).read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise ValueError(
+                f"{file}, line {number}, is damaged: resume the run, which moves damaged lines to "
+                f"another file, or remove the line"
+            ) from None
+    return rows
 
 
 # ---------------------------------------------------------------------------------------- writing

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
 
+from bpgo.caches import cache_folder
 from bpgo.config import Config, to_dict
 from bpgo.distributed import full_number
 from bpgo.evaluation import evaluate
@@ -111,12 +111,7 @@ def first_frame_rewards(
     expected to fit its prompt as well as its first frame does. Raises ValueError for prompts
     without images.
     """
-    images, table = images_of(prompts), {}
-    if images is None:
-        raise ValueError(
-            "prior.name=first_frame is for image-to-video, and these prompts carry no images: "
-            "use sft or running_mean"
-        )
+    images, table = first_frames(prompts), {}
     for start in range(0, len(prompts), chunk):
         part = prompts[start : start + chunk]
         frame = pixels_of(images[start : start + chunk])[:, None]
@@ -125,14 +120,24 @@ def first_frame_rewards(
     return table
 
 
+def first_frames(prompts: list[str]) -> list:
+    """The images of image-to-video prompts. Raises ValueError for prompts without images."""
+    images = images_of(prompts)
+    if images is None:
+        raise ValueError(
+            "prior.name=first_frame is for image-to-video, and these prompts carry no images: "
+            "use sft or running_mean"
+        )
+    return images
+
+
 def cache_file(kind: str, identity: list) -> Path:
     """The cache file of a result that depends on `identity`, a list of JSON values.
 
-    The folder is $BPGO_CACHE, or ~/.cache/bpgo.
+    The folder is that of `bpgo.caches.cache_folder`: $BPGO_CACHE, or ~/.cache/bpgo.
     """
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-    folder = os.environ.get("BPGO_CACHE", Path.home() / ".cache" / "bpgo")
-    return Path(folder) / f"{kind}-{name}"
+    return cache_folder() / f"{kind}-{name}"
 
 
 def weights_fingerprint(modules: dict[str, torch.nn.Module]) -> str:

@@ -1,0 +1,79 @@
+"""Where caches are kept, also on a machine whose home folder is missing or cannot be written to."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+from bpgo.files import expand
+
+
+def cache_folder() -> Path:
+    """The folder of this package's cache: $BPGO_CACHE, or ~/.cache/bpgo.
+
+    Without a home folder that can be written to, it is a temporary folder, with a warning. Raises
+    OSError if $BPGO_CACHE cannot be written to.
+    """
+    chosen = os.environ.get("BPGO_CACHE")
+    if chosen:
+        folder = expand(chosen)
+        if not writable(folder):
+            raise OSError(f"cannot write to {folder}: set BPGO_CACHE to another folder")
+        return folder
+    home = _home_cache()
+    if home is not None:
+        return home / "bpgo"
+    folder = _temporary() / "bpgo"
+    warnings.warn(f"{_note(folder)} Set BPGO_CACHE to keep it elsewhere", stacklevel=2)
+    return folder
+
+
+def redirect_caches() -> str | None:
+    """Point all caches to a temporary folder if the home folder cannot be written to.
+
+    Call it before matplotlib, huggingface_hub and torch are imported. Variables that are set stay
+    as they are, and so does a hub cache that exists. Returns what to tell the user, or None.
+    """
+    if _home_cache() is not None:
+        return None
+    folder = _temporary()
+    names = {"BPGO_CACHE": "bpgo", "MPLCONFIGDIR": "matplotlib", "TRITON_CACHE_DIR": "triton"}
+    if "XDG_CACHE_HOME" not in os.environ and not _home_hub().is_dir():
+        names["HF_HOME"] = "huggingface"
+    missing = [name for name in names if not os.environ.get(name)]
+    if not missing:
+        return None
+    for name in missing:
+        os.environ[name] = str(folder / names[name])
+    return f"{_note(folder)} Set HOME, or {', '.join(missing)}, to keep them elsewhere"
+
+
+def writable(folder: Path) -> bool:
+    """Whether a folder can be written to or, if it does not exist, made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK)
+
+
+def _home_cache() -> Path | None:
+    """~/.cache, or None if there is no home folder, or it cannot be written to."""
+    home = os.path.expanduser("~")  # `~` itself if neither HOME nor the user's entry exists
+    if home.startswith("~") or not writable(Path(home) / ".cache"):
+        return None
+    return Path(home) / ".cache"
+
+
+def _home_hub() -> Path:
+    return Path(os.path.expanduser("~")) / ".cache" / "huggingface"
+
+
+def _temporary() -> Path:
+    return Path(tempfile.gettempdir()) / f"bpgo-cache-{os.getuid()}"
+
+
+def _note(folder: Path) -> str:
+    home = os.path.expanduser("~")
+    why = "there is no home folder" if home.startswith("~") else f"{home} cannot be written to"
+    return f"{why}, so caches are in {folder}, which may not last."
