@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bpgo.generators.lora import add_lora, save_lora
+from bpgo.generators.lora_files import load_adapters
 from bpgo.generators.offload import Placed
 from bpgo.tokenization import padded, refuse_empty, refuse_unknown_words
 
@@ -150,6 +151,13 @@ class FluxPolicy(Placed):
     def add_lora(self, rank: int, alpha: float) -> None:
         """Train low-rank adapters on the attention projections instead of the weights."""
         add_lora(self.modules["transformer"], rank, alpha, LORA_TARGETS)
+
+    def load_lora(self, path_or_hub_id: str | Path) -> None:
+        """Train the adapters of a file, folder or hub id further, instead of the weights.
+
+        Raises ValueError or OSError as `load_adapters` does.
+        """
+        load_adapters(self.modules, path_or_hub_id)
 
     def save(self, folder: Path, lora: bool) -> None:
         """Write a folder that plain diffusers can load.

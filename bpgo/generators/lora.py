@@ -37,8 +37,10 @@ def save_lora(pipeline, folder: Path, part: str = "transformer") -> None:
     from peft.utils import get_peft_model_state_dict
 
     module = getattr(pipeline, part)
+    metadata = _collate_lora_metadata({"transformer": module})
+    (settings,) = metadata.values()
+    # peft keeps the names in a set, whose order differs from process to process.
+    settings["target_modules"] = sorted(settings["target_modules"])
     pipeline.save_lora_weights(
-        folder,
-        transformer_lora_layers=get_peft_model_state_dict(module),
-        **_collate_lora_metadata({"transformer": module}),
+        folder, transformer_lora_layers=get_peft_model_state_dict(module), **metadata
     )

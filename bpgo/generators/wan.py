@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bpgo.generators.lora import add_lora, save_lora
+from bpgo.generators.lora_files import load_adapters
 from bpgo.generators.offload import Placed
 from bpgo.generators.wan_checks import (
     check_guidance,
@@ -274,6 +275,14 @@ class WanPolicy(Placed):
         """Train low-rank adapters on the attention projections of each expert, not the weights."""
         for module in self.modules.values():
             add_lora(module, rank, alpha, LORA_TARGETS)
+
+    def load_lora(self, path_or_hub_id: str | Path) -> None:
+        """Train the adapters of a file, folder or hub id further, instead of the weights.
+
+        Two experts need a folder or hub id with the adapters of both, as `save` writes them. Raises
+        ValueError or OSError as `load_adapters` does.
+        """
+        load_adapters(self.modules, path_or_hub_id)
 
     def save(self, folder: Path, lora: bool) -> None:
         """Write a folder that plain diffusers can load.
