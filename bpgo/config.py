@@ -167,7 +167,9 @@ class SamplingConfig:
     shared_noise: bool = False
     """Start all samples of a group from the same initial noise."""
     micro_batch: Count | None = None
-    """Largest number of samples in one model call. null: all samples of an update."""
+    """Largest number of samples in one model call. null: all samples of an update. Gradients are
+    accumulated over the micro-batches of an update (gradient accumulation), so this setting changes
+    the memory and not the number of samples per optimiser step."""
 
     @model_validator(mode="after")
     def _range_needs_window(self):
@@ -193,6 +195,9 @@ class ObjectiveConfig:
     """lambda of CRT (equation 4), per unit of reward."""
     beta: NonNegative = 0.5
     """Weight of the CRT loss (equation 5)."""
+    kl: NonNegative = 0.0
+    """Weight of the KL divergence of each trained step from that of the starting model: the beta of
+    Flow-GRPO (see bpgo.starting_model). 0: none."""
     clip_range: Positive = 1e-4
     """Clip range of the importance ratio, which differs from 1 by only 1e-5 to 1e-2 here."""
     options: Options = field(default_factory=dict)
@@ -231,7 +236,15 @@ class PriorConfig:
 @settings
 class OptimiserConfig:
     learning_rate: Positive = 1e-5
-    """Learning rate of AdamW."""
+    """Learning rate of AdamW, after the warm-up and before any decay."""
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt"] = (
+        "constant"
+    )
+    """Learning-rate schedule, by its name in transformers' get_scheduler. linear and cosine decay
+    to 0 at the end of the run, so they do not allow another number of iterations on resume."""
+    warmup: Natural = 0
+    """Optimiser steps over which the learning rate rises from 0; an iteration makes updates *
+    epochs of them. Every schedule but constant has a warm-up."""
     weight_decay: NonNegative = 0.0
     """Weight decay of AdamW."""
     beta1: Fraction = 0.9
@@ -241,13 +254,22 @@ class OptimiserConfig:
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     updates: Count = 1
-    """Optimiser steps per iteration, each on its share of the prompts. The first is exactly
-    on-policy."""
+    """Optimiser steps per iteration, each on its share of the prompts and with gradients that are
+    accumulated over its micro-batches. The first is exactly on-policy."""
     epochs: Count = 1
     """Passes over the samples of an iteration."""
     ema_decay: Decay = 0.0
     """Decay per iteration of the averaged weights, which are evaluated and exported. 0: no
     averaging."""
+
+    @model_validator(mode="after")
+    def _warmup_needs_schedule(self):
+        if self.warmup and self.schedule == "constant":
+            raise ValueError(
+                f"warmup={self.warmup} has no effect on a constant learning rate: "
+                f"set optimiser.schedule=constant_with_warmup too"
+            )
+        return self
 
 
 @settings

@@ -208,6 +208,21 @@ def surrogate_loss(
     return loss + clipped_surrogate(log_ratio, auxiliary, clip_range).mean()
 
 
+def kl_divergence(mean: Tensor, reference_mean: Tensor, std: float) -> Tensor:
+    """KL(N(mean, std^2) || N(reference_mean, std^2)) = (mean - reference_mean)^2 / (2 std^2).
+
+    Returns (B,), averaged over all dimensions but the first. The means are (B, ...). Raises
+    ValueError for means of different shapes and for std = 0, where there is no density.
+    """
+    if mean.shape != reference_mean.shape:
+        raise ValueError(
+            f"means {tuple(mean.shape)} and {tuple(reference_mean.shape)} must have one shape"
+        )
+    if not std > 0:
+        raise ValueError(f"a step with std = {std} has no density, and so no KL divergence")
+    return ((mean - reference_mean) ** 2).flatten(1).mean(1) / (2 * std**2)
+
+
 # ------------------------------------------------------------------------------------------- checks
 
 

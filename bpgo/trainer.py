@@ -44,6 +44,7 @@ from bpgo.prompts import key_of
 from bpgo.registry import name_of
 from bpgo.rewards import Reward, checked, collect, load_rewards, submit, total
 from bpgo.rollout import Batch, Rollout, draw_batch, sample_groups
+from bpgo.starting_model import starting_means
 from bpgo.timing import Clock
 from bpgo.update import update_policy
 
@@ -142,6 +143,7 @@ class Trainer:
         self.optimiser = setup.make_optimiser(self.config, modules)
         self.optimiser.register_step_post_hook(self._count_step)
         torch.manual_seed(self.config.seed)  # for rewards and metrics that draw random numbers
+        self.start = start_average(self.parameters) if self.config.objective.kl else {}
         self.average = {}
         if self.config.optimiser.ema_decay:
             self.average = start_average(self.parameters)
@@ -237,8 +239,16 @@ class Trainer:
 
     def update(self, rollout: Rollout, advantages: Advantages) -> dict[str, float]:
         """Train the policy, then update its averaged weights. Returns what to log."""
+        means = starting_means(self.policy, rollout, self.parameters, self.start)
         metrics = update_policy(
-            self.policy, self.optimiser, rollout, advantages, self.config, self.accelerator
+            self.policy,
+            self.optimiser,
+            rollout,
+            advantages,
+            self.config,
+            self.accelerator,
+            self.iteration,
+            means,
         )
         update_average(self.average, self.parameters, self.config.optimiser.ema_decay)
         return metrics

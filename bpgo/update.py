@@ -9,10 +9,12 @@ from torch import Tensor
 from bpgo.config import Config
 from bpgo.diagnostics import ratio_diagnostics
 from bpgo.distributed import clip_gradients, exchange_gradients
-from bpgo.objective import Advantages, surrogate_loss
+from bpgo.learning_rate import rate_factors, set_learning_rate
+from bpgo.objective import Advantages, kl_divergence, surrogate_loss
 from bpgo.rollout import Part, Rollout, Steps, select
+from bpgo.sde import Step
 
-LOGGED = ("loss", "clip_up", "clip_down", "approx_kl", "grad_norm")
+LOGGED = ("grad_norm", "loss", "clip_up", "clip_down", "approx_kl")
 
 
 def update_policy(
@@ -22,50 +24,72 @@ def update_policy(
     advantages: Advantages,
     config: Config,
     accelerator: Accelerator,
+    iteration: int = 0,
+    starting_means: list[Tensor] | None = None,
 ) -> dict[str, float]:
     """Train the policy on a rollout, with `updates` times `epochs` optimiser steps.
 
     Each optimiser step uses its share of the prompts, and an epoch uses all of them. The
     micro-batches are those that were sampled, because only then is the first importance ratio
-    exactly 1. advantages: (N, G), one row per prompt of the rollout.
+    exactly 1. advantages: (N, G), one row per prompt of the rollout. iteration: how many iterations
+    precede this one, which determines the learning rate. starting_means: from
+    `starting_model.starting_means`, for the KL term of the loss; None for a loss without it.
 
     Returns the means over the optimiser steps of the loss, the clip fractions, the approximate KL
-    divergence and the gradient norm; and `first_log_ratio`, the largest |log ratio| before the
-    first optimiser step. Raises FloatingPointError, without making the optimiser step, if a
-    gradient is not finite.
+    divergence from the policy that sampled, the gradient norm and, with a KL term, the divergence
+    `kl` from the starting model. Further `first_log_ratio`, the largest |log ratio| before the
+    first optimiser step; `learning_rate`, that of the last optimiser step; and
+    `gradient_accumulation`, the number of micro-batches of an optimiser step, over all processes.
+    Raises FloatingPointError, without making the optimiser step, if a gradient is not finite.
     """
-    batch, clip_range = rollout.batch, config.objective.clip_range
+    batch, objective = rollout.batch, config.objective
     trained = range(len(batch.steps.trained))
-    updates = _by_update(rollout.parts, config)
+    means_of_parts = starting_means or [None] * len(rollout.parts)
+    pairs = list(zip(rollout.parts, means_of_parts, strict=True))
+    updates = _by_update(pairs, config)
+    factors = rate_factors(config, iteration)
     last_pass = _last_passes(policy, batch.steps)
     logged, norms, first_log_ratios = [], [], []
-    for parts in updates:
+    for micro_batches, factor in zip(updates, factors, strict=True):
         optimiser.zero_grad(set_to_none=True)  # an interrupted update may have left gradients
-        rows = sum(_size(part) for part in parts)
-        for part in parts:
+        set_learning_rate(optimiser, factor)
+        rows = sum(_size(part) for part, _ in micro_batches)
+        for part, means in micro_batches:
             share = _size(part) / rows / len(trained)
             main = _flat_rows(advantages.main, part)
             auxiliary = _flat_rows(advantages.auxiliary, part)
             cond = select(batch.cond, part.rows, batch.group_size)
             for n in trained:
                 for name, module in policy.modules.items():
-                    exchange_gradients(module, part is parts[-1] and n == last_pass.get(name))
-                log_ratio = log_ratio_of(policy, cond, batch.steps, part, n)
-                loss = share * surrogate_loss(log_ratio, main, auxiliary, clip_range)
-                accelerator.backward(loss)
+                    last = part is micro_batches[-1][0] and n == last_pass.get(name)
+                    exchange_gradients(module, last)
+                step = trained_step(policy, cond, batch.steps, part, n)
+                log_ratio = step.log_prob - part.log_prob[n]
+                loss = surrogate_loss(log_ratio, main, auxiliary, objective.clip_range)
+                diagnostics = ratio_diagnostics(log_ratio, main, objective.clip_range)
+                if means is not None:
+                    start = means[n].to(step.mean.device, non_blocking=True)
+                    divergence = kl_divergence(step.mean, start, step.std).mean()
+                    loss = loss + objective.kl * divergence
+                    diagnostics = torch.cat([diagnostics, divergence.detach()[None]])
+                accelerator.backward(share * loss)
                 if not norms:  # before the first optimiser step
                     first_log_ratios.append(log_ratio.detach().abs().max())
-                diagnostics = share * ratio_diagnostics(log_ratio, main, clip_range)
-                logged.append(torch.cat([loss.detach()[None], diagnostics]))
+                logged.append(share * torch.cat([loss.detach()[None], diagnostics]))
         norms.append(_optimiser_step(optimiser, config.optimiser.max_grad_norm))
-    sums = torch.cat([torch.stack(logged).sum(0), torch.stack(norms).sum()[None]])
-    means = accelerator.reduce(sums / len(updates), "mean").tolist()
+    sums = torch.cat([torch.stack(norms).sum()[None], torch.stack(logged).sum(0)])
+    averages = accelerator.reduce(sums / len(updates), "mean").tolist()
     first = accelerator.gather(torch.stack(first_log_ratios).max()).max().item()
-    return dict(zip(LOGGED, means, strict=True)) | {"first_log_ratio": first}
+    names = LOGGED if starting_means is None else (*LOGGED, "kl")
+    return dict(zip(names, averages, strict=True)) | {
+        "first_log_ratio": first,
+        "learning_rate": optimiser.param_groups[0]["lr"],
+        "gradient_accumulation": len(updates[0]) * accelerator.num_processes,
+    }
 
 
-def log_ratio_of(policy, cond: dict[str, Tensor], steps: Steps, part: Part, n: int) -> Tensor:
-    """(b,): log importance ratio of the n-th trained step under the current weights.
+def trained_step(policy, cond: dict[str, Tensor], steps: Steps, part: Part, n: int) -> Step:
+    """The n-th trained step of a part under the current weights, with that part's own draw.
 
     cond: one row per sample of the part. Gradients reach the policy.
     """
@@ -73,12 +97,16 @@ def log_ratio_of(policy, cond: dict[str, Tensor], steps: Steps, part: Part, n: i
     before = part.x[n].to(policy.device, non_blocking=True)
     after = part.x_next[n].to(policy.device, non_blocking=True)
     velocity = policy.velocity(before, steps.sigmas[i], cond)
-    log_prob = steps.take(i, before, velocity, x_next=after).log_prob
-    return log_prob - part.log_prob[n]
+    return steps.take(i, before, velocity, x_next=after)
 
 
-def _by_update(parts: list[Part], config: Config) -> list[list[Part]]:
-    """The parts of each optimiser step, in order, for all epochs."""
+def log_ratio_of(policy, cond: dict[str, Tensor], steps: Steps, part: Part, n: int) -> Tensor:
+    """(b,): log importance ratio of the n-th trained step, with gradients as `trained_step`."""
+    return trained_step(policy, cond, steps, part, n).log_prob - part.log_prob[n]
+
+
+def _by_update(parts: list, config: Config) -> list[list]:
+    """The parts (and what belongs to them) of each optimiser step, in order, for all epochs."""
     per_update = len(parts) // config.optimiser.updates
     starts = range(0, len(parts), per_update)
     return [parts[start : start + per_update] for start in starts] * config.optimiser.epochs

@@ -118,20 +118,21 @@ def test_each_update_uses_its_share_of_the_prompts(make, monkeypatch):
     """Two epochs of two updates on 2 groups of 3, in parts of one row."""
     trainer = make(optimiser={"updates": 2, "epochs": 2}, sampling={"micro_batch": 1, "window": 1})
     rows, by_step = [], []
-    log_ratio_of = update.log_ratio_of
+    trained_step = update.trained_step
 
     def noted(policy, cond, steps, part, n):
         rows.append(part.rows.start)
-        return log_ratio_of(policy, cond, steps, part, n)
+        return trained_step(policy, cond, steps, part, n)
 
     def stepped(*_):
         by_step.append(list(rows))
         rows.clear()
 
-    monkeypatch.setattr(update, "log_ratio_of", noted)
+    monkeypatch.setattr(update, "trained_step", noted)
     trainer.optimiser.register_step_post_hook(stepped)
-    trainer.step()
+    metrics = trainer.step()
     assert by_step == [[0, 1, 2], [3, 4, 5]] * 2
+    assert metrics["gradient_accumulation"] == 3
 
 
 def test_gradients_are_clipped_to_their_norm(make):
