@@ -110,6 +110,28 @@ def iteration_of(folder: Path) -> int:
     return int(folder.name.removeprefix("checkpoint-"))
 
 
+def to_delete(checkpoints: list[Path], keep: int, best: Path | None = None) -> list[Path]:
+    """All checkpoints but the newest `keep` of them and the best one.
+
+    checkpoints: oldest first. best: as from `best_checkpoint`. Raises ValueError unless keep >= 1.
+    """
+    if keep < 1:
+        raise ValueError(f"at least one checkpoint must be kept, not {keep}")
+    return [folder for folder in checkpoints[:-keep] if folder != best]
+
+
+def best_checkpoint(checkpoints: list[Path], evaluations: list[dict], metric: str) -> Path | None:
+    """The checkpoint with the highest value of a metric; of equal ones, the oldest.
+
+    checkpoints: oldest first. evaluations: the rows of evaluations.jsonl. A checkpoint is judged by
+    the evaluation at its own iteration. One without such an evaluation, or whose value is not
+    defined, cannot be the best. Returns None if there is no candidate.
+    """
+    values = {row["iteration"]: row.get(metric) for row in evaluations}
+    candidates = [c for c in checkpoints if values.get(iteration_of(c)) is not None]
+    return max(candidates, key=lambda c: values[iteration_of(c)], default=None)
+
+
 def delete_old(run: Path) -> None:
     """Delete all checkpoints of a run except the newest."""
     for folder in checkpoints(run)[:-KEPT]:

@@ -320,6 +320,12 @@ class Config:
     """Autocast precision of the transformer."""
     checkpoint_every: Count = 25
     """Iterations between checkpoints."""
+    keep_checkpoints: Count = 2
+    """Number of checkpoints that are kept, the newest ones."""
+    keep_best: str | None = None
+    """Evaluation metric, such as reward or held_out. The checkpoint with its highest value is kept
+    too. It is judged by the evaluation at its own iteration, so let evaluation.every be a multiple
+    of checkpoint_every."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Experiment tracker, in addition to metrics.jsonl, which is always written."""
     guards: bool = True
@@ -329,6 +335,15 @@ class Config:
     @model_validator(mode="after")
     def _groups_divide(self):
         check_divisible(self.groups, self.optimiser.updates)
+        return self
+
+    @model_validator(mode="after")
+    def _best_needs_evaluations(self):
+        if self.keep_best is not None and self.evaluation.every is None:
+            raise ValueError(
+                f"keep_best={self.keep_best} compares evaluations: set evaluation.every to a "
+                f"multiple of checkpoint_every={self.checkpoint_every}"
+            )
         return self
 
     @model_validator(mode="after")
