@@ -31,6 +31,7 @@ from pydantic.dataclasses import dataclass
 from bpgo.batching import check_divisible
 from bpgo.devices import check_device_name
 from bpgo.files import expand
+from bpgo.other_names import suggestion
 from bpgo.overrides import ConfigError, apply_overrides, names_only
 from bpgo.registry import TABLES, check_name
 from bpgo.settings import list_settings
@@ -444,6 +445,7 @@ def _explain(error: dict, tree: dict) -> str:
         groups = {name.rpartition(".")[0] for name in known} - {""}
         near = get_close_matches(names, [*known, *groups], 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else "`bpgo settings` lists them all"
+        hint = suggestion(names, known) or hint
         return f"unknown setting {key!r}: {hint}"
     if error["type"] == "missing":
         return f"{key} must be given"
