@@ -15,7 +15,8 @@ from pickle import UnpicklingError
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 # A name with one of these endings is a file, not a hub id, although hub ids may contain dots.
-FILE_TYPES = (".txt", ".json", ".jsonl", ".yaml", ".yml", ".safetensors", ".bin", ".pt", ".pth")
+PROMPT_FILES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+FILE_TYPES = (*PROMPT_FILES, ".yaml", ".yml", ".safetensors", ".bin", ".pt", ".pth")
 
 LOGIN = (
     "accept its terms on its page, then run `hf auth login` "
@@ -77,7 +78,7 @@ def resolve(path_or_hub_id: str | Path) -> Path | str:
         for candidate in (path, SHIPPED / path):
             if candidate.exists():
                 return candidate
-    is_path = text.startswith((".", "/", "~")) or path.suffix in FILE_TYPES
+    is_path = text.startswith((".", "/", "~")) or path.suffix.lower() in FILE_TYPES
     if text.count("/") == 1 and not is_path:
         return text
     shipped = sorted(place.name for place in SHIPPED.iterdir()) if SHIPPED.is_dir() else []
@@ -95,7 +96,7 @@ def cached_snapshot(hub_id: str) -> Path | None:
     ref = place / "refs" / "main"
     if not ref.is_file():
         return None
-    folder = place / "snapshots" / ref.read_text().strip()
+    folder = place / "snapshots" / ref.read_text(encoding="utf-8").strip()
     return folder if folder.is_dir() else None
 
 

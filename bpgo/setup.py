@@ -22,7 +22,8 @@ from bpgo.files import write_atomic
 from bpgo.generators import load_generator
 from bpgo.objective import Advantages, check_advantages
 from bpgo.priors import Prior
-from bpgo.prompts import images_of, read_prompts
+from bpgo.prompt_files import read_prompts
+from bpgo.prompts import images_of
 from bpgo.reference import cache_file, weights_fingerprint
 from bpgo.registry import TABLES, arguments, find, name_of
 from bpgo.rewards import Reward, load_rewards

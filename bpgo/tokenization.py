@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bpgo.prompts import list_lines, shortened
+
 
 def tokenize(tokenizer, prompts: list[str], max_length: int):
     """Token ids and mask, padded to `max_length`; longer prompts are cut, as upstream does.
@@ -22,9 +24,23 @@ def padded(tokenizer, prompts: list[str], max_length: int):
 
 
 def refuse_empty(prompts: list[str], clean: Callable[[str], str] = str.strip) -> None:
-    """Raise ValueError for an empty list, and for prompts that are not text or are blank."""
-    if not prompts or not all(isinstance(p, str) and clean(p) for p in prompts):
-        raise ValueError(f"prompts must be a non-empty list of non-empty strings, not {prompts!r}")
+    """Raise ValueError for an empty list, and for prompts that are not text or are blank.
+
+    The message lists these prompts. clean: applied to each prompt first.
+    """
+    what = "prompts must be a non-empty list of non-empty strings"
+    if isinstance(prompts, str):
+        raise ValueError(f"{what}, not the text {shortened(prompts)}: put it in a list")
+    problems = []
+    for number, prompt in enumerate(prompts, 1):
+        if not isinstance(prompt, str):
+            problems.append(f"prompt {number} is a {type(prompt).__name__}")
+        elif not clean(prompt):
+            problems.append(f"{getattr(prompt, 'where', None) or f'prompt {number}'} is blank")
+    if len(prompts) == 0:
+        problems.append("the list is empty")
+    if problems:
+        raise ValueError(list_lines(what, problems))
 
 
 def refuse_unknown_words(tokenizer, prompts: list[str]) -> None:

@@ -136,7 +136,7 @@ print(aligned(lines), claims.told(claims.verdicts(plan, records, ["H2"])), sep="
 
 # %%
 from bpgo.config import read_config
-from bpgo.prompts import read_prompts
+from bpgo.prompt_files import read_prompts
 
 print("seconds of an iteration of BPGO divided by those of GRPO, timed in turn on one machine;")
 print("median (minimum .. maximum) of rounds of `bpgo bench PRESET`:")

@@ -12,7 +12,8 @@ from bpgo.analysis.statistics import agreement, variance_share
 from bpgo.diagnostics import group_diagnostics
 from bpgo.files import resolve
 from bpgo.objective import group_advantages
-from bpgo.prompts import key_of, read_prompts
+from bpgo.prompt_files import read_prompts
+from bpgo.prompts import key_of
 from bpgo.rollout import seed_of
 from bpgo.trainer import Trainer
 from bpgo.worlds import load_world

@@ -132,7 +132,7 @@ def test_all_problems_are_listed_with_their_places():
     prompts = ["a", "b", PROMPTS[0], "d"]
     problems = [(prompts[i], "bad") for i in (1, 2, 3)]
     lines = list_problems(problems, "prompts", prompts).splitlines()
-    assert lines[0] == "prompts (3 prompts):"
+    assert lines[0] == "prompts:"
     assert [line.strip() for line in lines[1:]] == [
         "prompt 2, 'b': bad",
         "p.csv, line 2, 'a sign': bad",

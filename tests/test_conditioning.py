@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from bpgo.conditioning import Conditions, encode
 from bpgo.config import build_config
 from bpgo.generators import load_generator
-from bpgo.prompts import key_of, read_prompts
+from bpgo.prompt_files import read_prompts
+from bpgo.prompts import key_of
 from bpgo.setup import load_policy, make_conditions
 from tests.small_trainers import prompts_of
 
@@ -132,5 +133,5 @@ def test_another_run_reads_what_is_on_disk(tmp_path):
 
 
 def test_prompts_of_which_only_some_have_images_are_refused():
-    with pytest.raises(ValueError, match="has no image, but others have one"):
+    with pytest.raises(ValueError, match="1 of 5 prompts have no image"):
         encode(Encoder(), ["aa", *prompts_of("i2v")])

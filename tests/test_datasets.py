@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bpgo.prompts import read_prompts
+from bpgo.prompt_files import read_prompts
 
 
 @pytest.fixture
@@ -18,20 +18,24 @@ def datasets(tmp_path, monkeypatch):
     return found
 
 
-@pytest.mark.parametrize(
-    "name", ["owner/name", "owner/name:train:caption", "p.parquet", "saved", "saved:train"]
-)
+@pytest.mark.parametrize("name", ["owner/name", "owner/name:train:caption", "saved", "saved:train"])
 def test_without_the_library_the_command_that_installs_it_is_named(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "dataset_dict.json").write_text("{}")
-    (tmp_path / "p.parquet").write_bytes(b"")
     with pytest.raises(
         FileNotFoundError, match="To read it as a dataset: pip install datasets"
     ) as error:
         read_prompts(name)
     assert name.partition(":")[0] in str(error.value)
+
+
+def test_without_pyarrow_the_command_that_installs_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "p.parquet").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"p\.parquet: pip install pyarrow"):
+        read_prompts(str(tmp_path / "p.parquet"))
 
 
 def test_more_than_a_split_and_a_column_is_refused():
@@ -46,8 +50,8 @@ def test_a_colon_in_a_file_name_is_part_of_it(tmp_path):
     (tmp_path / "12:30").mkdir()
     (tmp_path / "12:30" / "p.txt").write_text("a shape")
     assert read_prompts(str(tmp_path / "12:30" / "p.txt")) == ["a shape"]
-    with pytest.raises(FileNotFoundError, match=r"no prompt file .*12:30/p\.txt:train"):
-        read_prompts(str(tmp_path / "12:30" / "p.txt:train"))
+    with pytest.raises(ValueError, match=r"12:30/p\.txt has no split 'test'; it has train"):
+        read_prompts(str(tmp_path / "12:30" / "p.txt:test"))
 
 
 def test_a_saved_folder_is_read_by_split_and_column(datasets, tmp_path):
@@ -67,7 +71,9 @@ def test_a_saved_folder_is_read_by_split_and_column(datasets, tmp_path):
         assert read_prompts(place + tail) == found
     with pytest.raises(ValueError, match="has no split 'dev'; it has train, test"):
         read_prompts(f"{place}:dev")
-    with pytest.raises(ValueError, match="split test, has no column 'text'; it has caption, other"):
+    with pytest.raises(
+        ValueError, match="split test, has no column 'text'; it has 'caption', 'other'"
+    ):
         read_prompts(f"{place}:test:text")
 
 
@@ -99,7 +105,8 @@ def test_the_column_of_prompts_is_found_by_its_name(datasets, tmp_path, columns,
         assert read_prompts(place) == read_prompts(f"{place}:train:{taken}") == [f"of {taken}"]
     else:
         with pytest.raises(
-            ValueError, match=f"has no column 'prompt'; it has {', '.join(columns.split())}"
+            ValueError,
+            match=f"has no column 'prompt'; it has {', '.join(map(repr, columns.split()))}",
         ):
             read_prompts(place)
 
@@ -135,7 +142,7 @@ def test_paths_of_images_start_from_the_folder_of_the_parquet_file(datasets, tmp
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
-        ({"prompt": None}, "prompt is 'None', not a text"),
+        ({"prompt": None}, "there is no 'prompt'"),
         (
             {"prompt": "it", "image": {"bytes": b"hello", "path": None}},
             "cannot be read as an image",
@@ -149,9 +156,7 @@ def test_a_row_that_cannot_be_read_is_named(datasets, tmp_path, row, fault):
     datasets.Dataset.from_list(
         [{"prompt": "a shape"} | dict.fromkeys(set(row) - {"prompt"}), row]
     ).to_parquet(place)
-    with pytest.raises(
-        (ValueError, FileNotFoundError), match=rf"p\.parquet, split train, row 1: .*{fault}"
-    ):
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"p\.parquet, row 1: .*{fault}"):
         read_prompts(place)
 
 
@@ -163,7 +168,7 @@ def test_a_missing_or_damaged_or_empty_dataset_is_named(datasets, tmp_path, monk
         read_prompts("owner/nowhere:train")
     damaged = tmp_path / "damaged.parquet"
     damaged.write_bytes(b"hello")
-    with pytest.raises(ValueError, match=r"cannot read the dataset '.*damaged\.parquet'"):
+    with pytest.raises(ValueError, match=r"damaged\.parquet cannot be read: Parquet"):
         read_prompts(str(damaged))
     monkeypatch.setattr(
         datasets, "load_dataset", lambda _: {"train": datasets.Dataset.from_dict({"prompt": []})}

@@ -10,7 +10,8 @@ import pytest
 
 from bpgo.analysis import runs
 from bpgo.files import SHIPPED
-from bpgo.prompts import images_of, read_prompts
+from bpgo.prompt_files import read_prompts
+from bpgo.prompts import images_of
 
 NAME = "prompts/graded.jsonl"
 LEVELS = (0.0, 0.25, 0.5, 1.0)

@@ -13,7 +13,7 @@ from bpgo.analysis import runs
 from bpgo.config import PRESETS, read_config
 from bpgo.files import SHIPPED, read_log
 from bpgo.preflight import Launch, preflight, read_launch
-from bpgo.prompts import read_prompts
+from bpgo.prompt_files import read_prompts
 
 TASKS = {
     "t2i-flux": "tiny-flux",

@@ -127,7 +127,8 @@ class WanPolicy(Placed):
     def encode(self, prompts: list[str], images=None) -> dict[str, Tensor]:
         """Encode prompts, and for image-to-video one image per prompt; one row per prompt.
 
-        images: RGB PIL images of width x height, or a float tensor (B, 3, H, W) in [0, 1].
+        images: PIL images of width x height (converted by `bpgo.images.as_rgb`), or a float tensor
+        (B, 3, H, W) in [0, 1].
         Returns `text` (B, L, D), which is zero after the end of each prompt. With guidance there is
         also `negative` (B, L, D), and for image-to-video `image` (B, 4 + C, T, h, w). Raises
         ValueError as `check` does.

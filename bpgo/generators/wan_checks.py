@@ -7,6 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from bpgo.images import as_rgb
+from bpgo.prompts import list_problems
+
 
 def refuse_other_pipelines(pipeline) -> None:
     """Raise ValueError for a pipeline that `WanPolicy` cannot run as published."""
@@ -64,7 +67,7 @@ def check_parts(folder: Path) -> None:
     index = folder / "model_index.json"
     if not index.is_file():  # a hub id
         return
-    for name, entry in json.loads(index.read_text()).items():
+    for name, entry in json.loads(index.read_text(encoding="utf-8")).items():
         is_part = isinstance(entry, list) and all(entry)
         if is_part and not (folder / name).is_dir():
             raise FileNotFoundError(
@@ -89,25 +92,26 @@ def check_guidance(pipeline, guidance: float, guidance_2: float | None, cfg_grad
 def refuse_images(images, width: int, height: int, prompts: list[str]) -> None:
     """Raise ValueError for images that are not of this size or cannot be used as they are.
 
-    images: RGB PIL images, or a float tensor (B, 3, H, W) in [0, 1]. The message names the first
-    one and its prompt.
+    images: PIL images, which `bpgo.images.as_rgb` converts, or a float tensor (B, 3, H, W) in
+    [0, 1]. The message lists all prompts whose image cannot be used.
     """
     if isinstance(images, Tensor):
         _refuse_tensor(images, width, height)
         return
-    for i, (image, prompt) in enumerate(zip(images, prompts, strict=False)):
-        which = f"prompt {prompt!r}: image {i}"
-        if not hasattr(image, "mode"):
-            raise ValueError(
-                f"{which} is a {type(image).__name__}, not a PIL image: open it with PIL.Image.open"
-            )
-        if image.mode != "RGB":
-            raise ValueError(f'{which} has mode {image.mode}, not RGB: use image.convert("RGB")')
-        if image.size != (width, height):
-            raise ValueError(
-                f"{which} is {image.size[0]} x {image.size[1]} pixels, not {width} x {height}: "
-                f"use image.resize(({width}, {height})), or another height and width"
-            )
+    problems = []
+    for image, prompt in zip(images, prompts, strict=False):
+        try:
+            size = as_rgb(image).size
+            if size != (width, height):
+                problems.append((prompt, f"its image is {size[0]} x {size[1]} pixels"))
+        except ValueError as error:
+            problems.append((prompt, str(error)))
+    if problems:
+        what = (
+            f"images must be {width} x {height} pixels (use image.resize(({width}, {height})), or "
+            f"another height and width)"
+        )
+        raise ValueError(list_problems(problems, what, prompts))
 
 
 def _refuse_tensor(images: Tensor, width: int, height: int) -> None:

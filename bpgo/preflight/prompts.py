@@ -10,7 +10,8 @@ from bpgo.files import FILE_TYPES
 from bpgo.generators.wan_checks import refuse_images
 from bpgo.preflight.footprints import Footprint
 from bpgo.preflight.sizes import local_path
-from bpgo.prompts import images_of, key_of, read_prompts
+from bpgo.prompt_files import read_prompts
+from bpgo.prompts import images_of, key_of
 
 
 class PromptCounts(NamedTuple):

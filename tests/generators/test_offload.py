@@ -6,7 +6,7 @@ import torch
 from bpgo.conditioning import encode
 from bpgo.generators import load_generator
 from bpgo.generators.offload import Parking
-from bpgo.prompts import read_prompts
+from bpgo.prompt_files import read_prompts
 from tests import small_runs as runs
 from tests.small_trainers import TASKS, prompts_of
 

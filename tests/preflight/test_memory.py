@@ -27,7 +27,7 @@ from bpgo.preflight.launch import Launch
 from bpgo.preflight.memory import lora_parameters, memory
 from bpgo.preflight.published import PIPELINES
 from bpgo.preflight.sizes import pipeline_of
-from bpgo.prompts import read_prompts
+from bpgo.prompt_files import read_prompts
 from bpgo.rollout import Batch, draw_steps, sample_groups
 from bpgo.setup import load_policy
 from bpgo.trainer import Trainer

@@ -13,7 +13,8 @@ from bpgo.config import read_config
 from bpgo.files import SHIPPED
 from bpgo.objective import group_advantages, ras_weights
 from bpgo.priors import Constant, EmpiricalBayes, RunningMean
-from bpgo.prompts import pixels_of, read_prompts
+from bpgo.prompt_files import read_prompts
+from bpgo.prompts import pixels_of
 from bpgo.rewards import load_reward
 from reproduce.analysis import ambiguity
 

@@ -15,7 +15,8 @@ import pandas as pd
 from bpgo.analysis.runs import prompt_facts
 from bpgo.analysis.statistics import auroc, rank_correlation
 from bpgo.config import read_config
-from bpgo.prompts import images_of, key_of, read_prompts
+from bpgo.prompt_files import read_prompts
+from bpgo.prompts import images_of, key_of
 from bpgo.reference import first_frame_rewards
 from reproduce.analysis.ambiguity.drawings import rewards_of, synonyms, world
 

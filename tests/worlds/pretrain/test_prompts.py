@@ -11,7 +11,9 @@ from PIL import Image
 
 from bpgo.__main__ import main
 from bpgo.files import SHIPPED
-from bpgo.prompts import images_of, open_image, pixels_of, read_prompts
+from bpgo.images import open_image
+from bpgo.prompt_files import read_prompts
+from bpgo.prompts import images_of, pixels_of
 from bpgo.worlds.clips.captions import graded_scenes
 from bpgo.worlds.clips.oracle import read
 from bpgo.worlds.pretrain.prompts import data_uri
