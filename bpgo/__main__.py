@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import select
 import sys
@@ -51,6 +52,9 @@ def _run(arguments: list[str]) -> int:
 
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that module:attribute is found, as by `python -m`
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a locale may lack characters of a prompt
+            stream.reconfigure(errors="backslashreplace")
     options = _parse(arguments)
     note = redirect_caches()
     if note:
@@ -244,7 +248,8 @@ def _export(options) -> int:
 
 
 def _sample(options) -> int:
-    folder, output = expand(options.folder), expand(options.output)
+    folder = expand(options.folder)
+    output = None if options.output is None else expand(options.output)
     from bpgo.sample import sample_run
 
     o = options

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bpgo.files import write_atomic
+from bpgo.files import expand, write_atomic
 
 MIME = "application/vnd.bpgo.record+json"
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -52,16 +52,17 @@ def record(
     complete = shown | {"context": _plain(context or {}, f"{name}.context"), "code": code_version()}
     _show(_table(shown["values"]), shown)
     if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
+        folder = expand(output)
+        folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(complete, indent=1, allow_nan=False) + "\n"
-        write_atomic(Path(output) / f"{name}.json", text)
+        write_atomic(folder / f"{name}.json", text)
     return complete
 
 
 def read_record(path: str | Path) -> dict:
     """The record in a JSON file. Raises ValueError, naming the path, if the file has no record."""
     try:
-        found = json.loads(Path(path).read_text())
+        found = json.loads(expand(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not JSON ({error}): delete it and rerun its notebook"
@@ -78,11 +79,12 @@ def read_records(folder: str | Path) -> list[dict]:
 
     Raises FileNotFoundError if there is no such folder.
     """
-    if not Path(folder).is_dir():
+    folder = expand(folder)
+    if not folder.is_dir():
         raise FileNotFoundError(
             f"no folder {folder} to read records from: run a notebook with output={folder}"
         )
-    return [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
+    return [read_record(path) for path in sorted(folder.glob("*.json"))]
 
 
 def agree(expected: dict, actual: dict) -> list[str]:

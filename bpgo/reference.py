@@ -68,7 +68,7 @@ def reference_rewards(
     identity += [config.prior.samples, config.evaluation.steps, keys]
     identity += [weights_fingerprint(policy.modules), probe.tolist()]
     file = cache_file("reference", identity).with_suffix(".json")
-    found = json.loads(file.read_text()) if file.is_file() else None
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     (found,) = broadcast_object_list([found])  # either all processes sample, or none does
     if found is not None:
         return found

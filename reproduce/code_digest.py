@@ -29,7 +29,7 @@ def code_digest(root: Path = CHECKOUT) -> str:
     files = [path for path in sorted((root / "bpgo").rglob("*")) if _counts(path, root / "bpgo")]
     for path in [*files, root / "reproduce" / "study_trainer.py"]:
         if path.suffix == ".py":
-            digest.update(_without_docstrings(path.read_text()).encode())
+            digest.update(_without_docstrings(path.read_text(encoding="utf-8")).encode())
         elif path.suffix in (".safetensors", ".jsonl", ".yaml"):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,30 +1,39 @@
-"""What the commands in this folder share: refused requests, hints, locks, YAML and Snakemake."""
+"""What the commands in this folder share: refused requests, hints, locks and Snakemake."""
 
+import argparse
 import contextlib
 import difflib
 import fcntl
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import yaml
+from bpgo.files import expand
+from bpgo.text_files import read_yaml
 
 
 class RequestError(ValueError):
     """A request that cannot be carried out. The message says what, where and what to do instead."""
 
 
-class Yaml(yaml.SafeLoader):
-    """YAML with the numbers of YAML 1.2, in which 1e-4 is a number. PyYAML reads it as a string."""
+def read_table(path):
+    """The mapping in a YAML file. Raises RequestError with the line of what is wrong."""
+    try:
+        table = read_yaml(path)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    if not isinstance(table, dict):
+        raise RequestError(f"{path} has no entries: write lines of `key: value`")
+    return table
 
 
-Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+def path_argument(text):
+    """A path on the command line, with `~` expanded."""
+    try:
+        return expand(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def nearest(word, known):
@@ -42,7 +51,7 @@ def locked(path):
     The lock is released when the process ends, however it ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+    with open(path, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -34,7 +34,7 @@ from bpgo.records import code_version
 from bpgo.rewards import RewardError
 from bpgo.trainer import Trainer
 from reproduce import gpu_cases
-from reproduce.common import nearest
+from reproduce.common import nearest, path_argument
 from reproduce.gpu_cases import footprint, planned, variants
 from reproduce.gpu_models import POLICY
 from reproduce.gpu_report import report
@@ -169,7 +169,7 @@ def main(arguments=None):
     parser.add_argument("--tiny", action="store_true", help="tiny models, on any machine")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path_argument,
         metavar="FOLDER",
         help="default: reproduce/results/gpu, or runs/gpu-tiny with --tiny",
     )
@@ -198,7 +198,7 @@ def measure_missing(output, cases, tiny):
     Returns all results, and a line for each variant that failed.
     """
     place, failed = output / "gpu_bench.json", []
-    results = json.loads(place.read_text()) if place.exists() else []
+    results = json.loads(place.read_text(encoding="utf-8")) if place.exists() else []
     present = {(r["case"], r["variant"]) for r in results if r["card"] == card(tiny)}
     for case, variant in () if cases is None else variants(cases):
         if (case, variant) in present:

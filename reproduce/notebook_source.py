@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jupytext
 
+from bpgo.text_files import Word
 from reproduce.common import RequestError, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +67,9 @@ def check_parameters(given, defaults, name):
             raise RequestError(
                 f"notebook {name} has no parameter {key!r}{nearest(key, list(defaults))}"
             )
+        if isinstance(value, Word):  # an unquoted yes, no, on or off
+            is_bool = isinstance(defaults[key], bool)
+            value = value.lower() in ("yes", "on") if is_bool else str(value)
         if not _same_type(value, defaults[key]):
             raise RequestError(
                 f"parameter {key} of notebook {name} is given as {value!r}, which is not of the "

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import nbformat
 import papermill
-import yaml
 from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -29,7 +28,8 @@ from PIL import Image
 from traitlets.config import Config
 
 from bpgo.files import write_atomic
-from reproduce.common import RequestError, Yaml, locked
+from bpgo.text_files import ParseError, parse_yaml
+from reproduce.common import RequestError, locked, path_argument
 from reproduce.notebook_source import ROOT, check_parameters, parameters, read, source, tags
 
 CELL_TIMEOUT = 3600  # seconds
@@ -227,7 +227,7 @@ def _parser():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "--root", type=Path, default=ROOT, help="the folder that contains notebooks/"
+        "--root", type=path_argument, default=ROOT, help="the folder that contains notebooks/"
     )
     verbs = parser.add_subparsers(required=True, metavar="build | run | check | students")
     for verb in (build, run, check, students):
@@ -235,7 +235,7 @@ def _parser():
         command.set_defaults(verb=verb)
         if verb is run:
             command.add_argument("name", metavar="NAME")
-            command.add_argument("output", type=Path, metavar="OUTPUT.ipynb")
+            command.add_argument("output", type=path_argument, metavar="OUTPUT.ipynb")
             command.add_argument(
                 "-p",
                 dest="given",
@@ -249,7 +249,11 @@ def _parser():
         if verb is students:
             folder = Path("runs/students")
             command.add_argument(
-                "--to", type=Path, metavar="FOLDER", default=folder, help="default: %(default)s"
+                "--to",
+                type=path_argument,
+                metavar="FOLDER",
+                default=folder,
+                help="default: %(default)s",
             )
         if verb in (build, run):
             command.add_argument(
@@ -263,9 +267,9 @@ def _assignment(text):
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     try:
-        return key, yaml.load(value, Yaml)
-    except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"the value in {text!r} is not YAML: {error}") from error
+        return key, parse_yaml(value)
+    except ParseError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error.problem}") from error
 
 
 def _chosen(options):

@@ -10,11 +10,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import yaml
-
 from bpgo.config import PRESETS, read_config
 from bpgo.files import write_atomic
 from bpgo.preflight import Launch, preflight, read_launch
+from bpgo.text_files import read_yaml
 from reproduce.analysis import claims, evidence
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,14 +42,14 @@ def image(root):
 
 def results(root):
     """The table over seeds, and what an iteration costs."""
-    table = (root / RESULTS / "table.md").read_text().strip()
+    table = (root / RESULTS / "table.md").read_text(encoding="utf-8").strip()
     bench = f"{RESULTS}/bench-t2i-tiny.txt"
     title = "Text-to-image: reward, accuracy, diversity and distance of each objective"
     setting = (
         "100 iterations of 8 prompts x 12 samples on the tiny FLUX, seeds 0, 1, 2, "
         "from the same start."
     )
-    cost = (root / bench).read_text().strip()
+    cost = (root / bench).read_text(encoding="utf-8").strip()
     return (
         f"{_folded(title, f'{setting} {table}')}\n\n"
         f"What an iteration costs (`bpgo bench`, recorded in `{bench}`):\n\n```\n{cost}\n```"
@@ -81,7 +80,7 @@ def video(root):
         f"from the same start."
     )
     title = "Video: the same, with motion, looks and flicker"
-    return _folded(title, f"{setting} {place.read_text().strip()}")
+    return _folded(title, f"{setting} {place.read_text(encoding='utf-8').strip()}")
 
 
 def study(root):
@@ -144,7 +143,7 @@ def recipes(root):
 
 @cache
 def _recipe(preset):
-    config_file = re.search(r"--config_file (\S+)", preset.read_text())
+    config_file = re.search(r"--config_file (\S+)", preset.read_text(encoding="utf-8"))
     launch, how = Launch(), "1 GPU, with offloading"
     if config_file:
         launch = read_launch(ROOT / config_file[1])
@@ -164,7 +163,7 @@ def _folded(title, text):
 
 
 def _iterations(root):
-    profile = yaml.safe_load((root / "reproduce/video.yaml").read_text())
+    profile = read_yaml(root / "reproduce/video.yaml")
     return " and ".join(str(profile[task]["parameters"]["iterations"]) for task in VIDEO_TASKS)
 
 
@@ -205,7 +204,7 @@ def main(arguments=None):
     )
     options = parser.parse_args(arguments)
     readme = ROOT / "README.md"
-    old = readme.read_text()
+    old = readme.read_text(encoding="utf-8")
     new = filled(old, ROOT)
     if options.check:
         return int(old != new)

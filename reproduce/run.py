@@ -21,11 +21,16 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
-
 from bpgo.files import write_atomic
 from bpgo.records import aligned
-from reproduce.common import RequestError, Yaml, locked, nearest, snakemake
+from reproduce.common import (
+    RequestError,
+    locked,
+    nearest,
+    path_argument,
+    read_table,
+    snakemake,
+)
 from reproduce.notebook_source import check_parameters, parameters, read, source
 from reproduce.summary import summary, table, write_tables
 
@@ -45,7 +50,7 @@ def jobs(profile):
         near = nearest(profile, [other.stem for other in path.parent.glob("*.yaml")])
         raise RequestError(f"there is no profile {profile!r} in {path.parent}{near}")
     found = {}
-    for experiment, settings in yaml.load(path.read_text(), Yaml).items():
+    for experiment, settings in read_table(path).items():
         for key in settings.keys() - SETTINGS:
             raise RequestError(
                 f"{path}: {experiment} has an unknown key {key!r}{nearest(key, SETTINGS)}"
@@ -114,7 +119,7 @@ def clear_stale(work):
     for job in work.values():
         runs = Path(job["record"]).parent / "runs"
         mark, now = runs / "code.json", json.dumps([code(job), job["given"]])
-        if runs.exists() and not (mark.exists() and mark.read_text() == now):
+        if runs.exists() and not (mark.exists() and mark.read_text(encoding="utf-8") == now):
             shutil.rmtree(runs)
         runs.mkdir(parents=True, exist_ok=True)
         write_atomic(mark, now)
@@ -134,7 +139,7 @@ def _reason(notebook, started):
     if not notebook.exists() or not notebook.stat().st_size or notebook.stat().st_mtime < started:
         return "was not run, or could not start: see above"
     errors = []
-    for cell in json.loads(notebook.read_text())["cells"]:
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         errors += [out for out in cell.get("outputs", ()) if out["output_type"] == "error"]
     if not errors:
         return f"see above, and {notebook}"
@@ -187,10 +192,15 @@ def _parser():
         "--profile", default="quick", help="the name of a file reproduce/*.yaml (%(default)s)"
     )
     parser.add_argument(
-        "--cluster", help="a folder with Snakemake's settings for a cluster: reproduce/slurm"
+        "--cluster",
+        type=path_argument,
+        help="a folder with Snakemake's settings for a cluster: reproduce/slurm",
     )
     parser.add_argument(
-        "--root", default=HERE.parent, help="the folder that contains notebooks/ and reproduce/"
+        "--root",
+        type=path_argument,
+        default=HERE.parent,
+        help="the folder that contains notebooks/ and reproduce/",
     )
     return parser
 

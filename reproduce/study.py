@@ -20,12 +20,11 @@ import json
 import os
 import random
 import sys
-from pathlib import Path
 
 from bpgo.files import write_atomic
 from reproduce.analysis import claims, evidence
 from reproduce.code_digest import code_digest
-from reproduce.common import RequestError, locked, nearest, snakemake
+from reproduce.common import RequestError, locked, nearest, path_argument, snakemake
 from reproduce.study_plan import HERE, RESULTS, WORK, table, with_recorded_names
 from reproduce.study_run import again, run
 
@@ -41,7 +40,7 @@ def state_of(name, digest):
     """The state of a run: missing, recorded, or recorded by code of another digest (older code)."""
     if not record_of(name).exists():
         return "missing"
-    made_by = json.loads(record_of(name).read_text())["code"]["digest"]
+    made_by = json.loads(record_of(name).read_text(encoding="utf-8"))["code"]["digest"]
     return "recorded" if made_by == digest else "older code"
 
 
@@ -100,7 +99,11 @@ def print_failures(rows):
     missing = [row["run"] for row in distinct(rows) if not record_of(row["run"]).exists()]
     for name in missing:
         log = WORK / "logs" / f"{name}.log"
-        lines = log.read_text().strip().splitlines() if log.exists() else ["was not run"]
+        lines = (
+            log.read_text(encoding="utf-8").strip().splitlines()
+            if log.exists()
+            else ["was not run"]
+        )
         reason = lines[-1] if lines else "its log is empty"
         print(f"FAILED {name}: {reason} ({log})", file=sys.stderr)
     return len(missing)
@@ -186,18 +189,18 @@ def _parser():
         "names", nargs="*", help="runs (for run and again) or experiments; default: all"
     )
     parser.add_argument(
-        "--plan", type=Path, default=HERE / "study.yaml", help="another table of runs"
+        "--plan", type=path_argument, default=HERE / "study.yaml", help="another table of runs"
     )
     parser.add_argument(
         "--root",
-        type=Path,
+        type=path_argument,
         default=HERE.parent,
         help="the folder of reproduce/results and runs",
     )
     parser.add_argument("--cores", default="all", help="how many runs at a time (%(default)s)")
     parser.add_argument(
         "--cluster",
-        type=Path,
+        type=path_argument,
         help="a folder with Snakemake's settings for a cluster: reproduce/slurm",
     )
     parser.add_argument("--renew", action="store_true", help="repeat what older code has recorded")

@@ -6,11 +6,9 @@ import json
 from functools import cache
 from pathlib import Path
 
-import yaml
-
 from bpgo.config import ConfigError, read_config, to_dict
 from reproduce.analysis import evidence
-from reproduce.common import RequestError, nearest
+from reproduce.common import RequestError, nearest, read_table
 
 HERE = Path(__file__).resolve().parent
 RESULTS, WORK = Path("reproduce/results/study"), Path("runs/study")
@@ -31,7 +29,7 @@ def table(path=HERE / "study.yaml"):
     seed. Experiments that need the same run therefore share it. Raises RequestError for an unknown
     key or task.
     """
-    plan = yaml.safe_load(Path(path).read_text())
+    plan = read_table(path)
     _check(plan, path)
     rows = []
     for name, experiment in plan["experiments"].items():

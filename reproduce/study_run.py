@@ -120,8 +120,8 @@ def again(rows):
         with tempfile.TemporaryDirectory() as elsewhere, contextlib.chdir(elsewhere):
             os.environ["BPGO_CACHE"] = f"{elsewhere}/cache"  # so that priors are sampled again too
             run(row)
-            old = numbers(json.loads((home / file).read_text()))
-            new = numbers(json.loads(file.read_text()))
+            old = numbers(json.loads((home / file).read_text(encoding="utf-8")))
+            new = numbers(json.loads(file.read_text(encoding="utf-8")))
         different = [name for name in old | new if old.get(name) != new.get(name)]
         changed += bool(different)
         message = f"all {len(old)} numbers are the same"

@@ -1,8 +1,13 @@
 """Where checkpoints are found, and which files are refused."""
 
+import ast
 import json
+import os
+import pwd
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from bpgo import files
-from bpgo.files import check_safetensors, resolve
+from bpgo.analysis.runs import Run, read_run
+from bpgo.files import check_safetensors, expand, resolve
+from bpgo.records import read_record, read_records, record
 
 examples = settings(
     max_examples=60,
@@ -32,6 +39,124 @@ def elsewhere(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path
+
+
+# ------------------------------------------------------------------------------------------ expand
+
+
+def test_a_home_folder_is_expanded_and_anything_else_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand("~") == tmp_path
+    assert expand("~/runs/a") == expand(Path("~/runs/a")) == tmp_path / "runs" / "a"
+    assert expand("~root") == Path(pwd.getpwnam("root").pw_dir)
+    for path in ("runs/a", "/runs/~a", "runs/~", "$HOME/a", "runs/a b", "runs/ä 猫"):
+        assert expand(path) == Path(path)
+
+
+def test_a_folder_whose_name_starts_with_a_tilde_can_be_written(elsewhere):
+    place = expand("./~mine")
+    assert place == elsewhere / "work" / "~mine"
+    assert expand(place) == place
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("", "'' is not a path"),
+        ("  ", "'  ' is not a path"),
+        ("runs/a ", "starts or ends with a space"),
+        (" runs/a", "starts or ends with a space"),
+        ("runs/a\n", "contains a line break"),
+        ("runs\t/a", "contains a line break or another control character"),
+        ("runs/\0a", "contains a line break or another control character"),
+        ("~nobody-here/runs", "there is no home folder for ~nobody-here"),
+    ],
+)
+def test_a_path_that_nobody_means_is_refused(path, says):
+    with pytest.raises(ValueError, match=says):
+        expand(path)
+    if path:
+        with pytest.raises(ValueError, match=says):
+            resolve(path)
+
+
+def test_records_and_logs_are_found_below_the_home_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    record("mine", {"a": 1}, output="~/records")
+    assert read_record("~/records/mine.json")["values"] == {"a": 1}
+    assert [found["name"] for found in read_records("~/records")] == ["mine"]
+    assert not (tmp_path / "~").exists()
+    (tmp_path / "run").mkdir()
+    for name in Run._fields:
+        (tmp_path / "run" / f"{name}.jsonl").write_text('{"iteration": 1}\n')
+    assert read_run("~/run").metrics == [{"iteration": 1}]
+
+
+# ---------------------------------------------------------------------------------------- encoding
+
+
+def without_encoding(file):
+    """The lines of a source file that read or write text in the locale's encoding."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or any(k.arg == "encoding" for k in node.keywords):
+            continue
+        function = node.func
+        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        of_path = isinstance(function, ast.Attribute) and name in ("read_text", "write_text")
+        opens = name == "open" and ast.unparse(function) not in LIBRARY_OPENS
+        modes = [a.value for a in node.args if isinstance(a, ast.Constant)]
+        if of_path or (opens and not any("b" in str(mode) for mode in modes)):
+            yield f"{file}:{node.lineno}"
+
+
+LIBRARY_OPENS = ("os.open", "Image.open", "av.open")
+
+
+def test_text_is_read_and_written_as_utf_8():
+    root = Path(files.__file__).parent.parent
+    sources = [*root.glob("bpgo/**/*.py"), *root.glob("reproduce/**/*.py")]
+    assert len(sources) > 50
+    assert [line for file in sources for line in without_encoding(file)] == []
+
+
+def test_the_locale_does_not_matter(tmp_path):
+    """Presets, prompts and logs with other characters in the locale C, whose encoding is ASCII."""
+    prompt = "ein Fuchs 狐 \N{FOX FACE}"
+    (tmp_path / "prompts.txt").write_text(f"{prompt}\n", encoding="utf-8")
+    preset = (
+        f"generator: {{path: tiny-flux, negative_prompt: '{prompt}'}}\nreward: {{name: clip}}\n"
+    )
+    (tmp_path / "a.yaml").write_text(f"{preset}prompts: prompts.txt\n", encoding="utf-8")
+    (tmp_path / "b.yaml").write_text(f"{preset}größe: 3\n", encoding="utf-8")
+    script = """if True:
+        import locale, sys
+        from bpgo.__main__ import main
+        from bpgo.config import read_config
+        from bpgo.files import read_log, write_atomic
+        from bpgo.logs import append_row
+        from bpgo.prompt_files import read_prompts
+        from pathlib import Path
+        assert locale.getencoding() != "UTF-8"
+        config = read_config("a.yaml")
+        assert read_prompts(config.prompts) == [config.generator.negative_prompt]
+        append_row(Path(), "metrics", {"prompt": config.generator.negative_prompt})
+        assert read_log("metrics.jsonl") == [{"prompt": config.generator.negative_prompt}]
+        print(config.generator.negative_prompt.encode().hex())
+        sys.exit(main(["bench", "b.yaml"]))
+    """
+    settings = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = os.environ | settings | {"PYTHONPATH": str(Path(files.__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert bytes.fromhex(done.stdout).decode() == prompt
+    assert (done.returncode, done.stderr.count("\n")) == (2, 2)
+    assert "unknown setting 'gr\\xf6\\xdfe'" in done.stderr
 
 
 # ----------------------------------------------------------------------------------------- resolve

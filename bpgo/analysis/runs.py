@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from scipy.stats import t as student
 
 from bpgo.evaluation import Scores
-from bpgo.files import read_log, resolve
+from bpgo.files import expand, read_log, resolve
 from bpgo.records import aligned
 
 Parts = dict[str, dict[str, np.ndarray]]  # objective -> metric -> (seeds, prompts)
@@ -32,7 +32,7 @@ class Run(NamedTuple):
 
 def read_run(folder: str | Path) -> Run:
     """The logs of one run folder. Raises FileNotFoundError if the folder contains no run."""
-    return Run(*(read_log(Path(folder) / f"{name}.jsonl") for name in Run._fields))
+    return Run(*(read_log(expand(folder) / f"{name}.jsonl") for name in Run._fields))
 
 
 # ---------------------------------------------------------------------------------- learning curves
@@ -146,7 +146,11 @@ def prompt_facts(file: str, prompts: Sequence[str]) -> dict[str, np.ndarray]:
 
     NaN for prompts that are not graded, for other files and for datasets.
     """
-    lines = resolve(file).read_text().splitlines() if str(file).endswith(".jsonl") else []
+    lines = (
+        resolve(file).read_text(encoding="utf-8").splitlines()
+        if str(file).endswith(".jsonl")
+        else []
+    )
     rows = {row["prompt"]: row for row in map(json.loads, filter(str.strip, lines))}
     return {
         name: np.array([rows.get(p, {}).get(name, np.nan) for p in prompts], dtype=float)

@@ -120,4 +120,4 @@ def _has_no_weights(name: str) -> bool:
 
 
 def _read(file: Path) -> dict:
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))

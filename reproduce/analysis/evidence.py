@@ -54,7 +54,7 @@ def read(folder: str | Path = "") -> tuple[pd.DataFrame, dict[str, dict]]:
 
 def read_run(place: Path) -> dict:
     """A record, with the present names of its settings."""
-    record = json.loads(place.read_text())
+    record = json.loads(place.read_text(encoding="utf-8"))
     record["settings"] = present_names(record.get("settings", {}))
     return record
 

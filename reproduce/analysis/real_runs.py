@@ -74,7 +74,7 @@ def real_runs(folder: str | Path) -> tuple[pd.DataFrame, list[str]]:
 def _rows(folder: Path) -> list[tuple]:
     """The rows of one run, none for another model. Raises ValueError if the run does not count."""
     try:
-        config = build_config(json.loads((folder / "config.json").read_text()))
+        config = build_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         log = read_log(folder / "evaluations.jsonl")
     except (FileNotFoundError, json.JSONDecodeError) as error:
         raise ValueError(

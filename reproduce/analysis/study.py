@@ -84,7 +84,7 @@ class Study:
         command += self.settings(self.objectives[0], self.seeds[0])
         if self.processes > 1:
             launch = Path(self.scratch.name) / "launch.yaml"
-            launch.write_text(f"num_processes: {self.processes}\n")
+            launch.write_text(f"num_processes: {self.processes}\n", encoding="utf-8")
             command += ["--launch", str(launch)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -155,7 +155,7 @@ class Study:
         if not (folder / "final").exists():
             return False
         settings = json.loads(json.dumps(to_dict(self.config(objective, seed))))
-        return json.loads((folder / "config.json").read_text()) == settings
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")) == settings
 
     def train(self) -> tuple[dict[str, list[runs.Run]], dict[str, Scores]]:
         """Train what is not trained yet.

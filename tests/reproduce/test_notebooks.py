@@ -84,7 +84,8 @@ def test_a_built_notebook_is_the_same_each_time_and_drift_is_noticed(dummy, caps
         ("seeds=[a]", "given as ['a']"),
         ("fail=1", "given as 1"),
         ("iterations", "'iterations' is not KEY=VALUE"),
-        ("seeds=[1", "is not YAML"),
+        ("seeds=[1", "not valid YAML"),
+        ("iterations=010", "010 can be read in several ways"),
     ],
 )
 def test_a_wrong_parameter_is_refused_before_anything_runs(parameter, message, dummy, capsys):

@@ -110,7 +110,7 @@ def refine_generator(output: Path, scale: float) -> None:
     from diffusers import FluxPipeline
 
     folder = output / "tiny-flux"
-    done = json.loads((folder / "card.json").read_text())["passes"]
+    done = json.loads((folder / "card.json").read_text(encoding="utf-8"))["passes"]
     if done == len(PASSES):
         raise ValueError(f"{folder} has had all its {done} passes: start again with the stage flux")
     _train_pass(FluxPipeline.from_pretrained(folder, dtype=torch.float32), output, done, scale)
