@@ -6,12 +6,13 @@ are under Apache-2.0.
 
 `xswu/HPSv2` publishes `HPS_v2.1_compressed.pt` and `HPS_v2_compressed.pt`, which hold
 `{"state_dict": ...}` under open_clip's names. The tokenizer is that of
-`laion/CLIP-ViT-H-14-laion2B-s32B-b79K`. (Upstream's tokenizer first cleans prompts with ftfy, which
-makes a difference only for unusual Unicode.)
+`laion/CLIP-ViT-H-14-laion2B-s32B-b79K`. Prompts are cleaned first (`as_clip`), as by open_clip's
+tokenizer, of which upstream has a copy.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from math import isqrt
 from pathlib import Path
 
@@ -21,8 +22,16 @@ from torch.nn.functional import interpolate, pad
 
 from bpgo.rewards.clip import MEAN, STD
 from bpgo.rewards.preprocess import check_images, normalise
-from bpgo.rewards.weights import fill, read_tensors, renamed, split_attention
-from bpgo.tokenization import tokenize
+from bpgo.rewards.weights import (
+    fill,
+    read_tensors,
+    read_tokenizer_of,
+    reading,
+    renamed,
+    require,
+    split_attention,
+)
+from bpgo.tokenization import as_clip, refuse_unknown_words, tokenize
 
 PUBLISHED = "xswu/HPSv2"
 V2_1, V2_0 = "HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt"
@@ -66,28 +75,20 @@ def load_v2_0(path: str | Path = PUBLISHED):
 
 def _load(path: str | Path, published: str):
     from huggingface_hub import hf_hub_download
-    from transformers import AutoTokenizer, CLIPModel
+    from transformers import CLIPModel
 
     if isinstance(path, str) and not Path(path).exists():
         path = hf_hub_download(path, published)
     file = Path(path) if Path(path).is_file() else Path(path) / published
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{path} has no {published}: give the folder that holds it, the file, or a hub id"
-        )
-    weights = rename(read_tensors(file, "state_dict"))
-    try:
-        config = configuration(weights)
-    except KeyError as error:
-        raise ValueError(
-            f"{file} is not a complete HPSv2 model: {error.args[0]} is missing. Download it again"
-        ) from None
-    model = CLIPModel(config)
+    folder = file.parent
+    require(folder, "hpsv2", (file.name,), instead="or the file itself, or a hub id")
+    tensors = read_tensors(file, "state_dict")
+    with reading(file, "a complete HPSv2 model"):
+        weights = rename(tensors)
+        model = CLIPModel(configuration(weights))
     fill(model, weights, file)
 
-    folder = file.parent
-    has_tokenizer = any(folder.glob("tokenizer*"))
-    tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer else TOKENIZER)
+    tokenizer = read_tokenizer_of(folder, TOKENIZER)
     text, side = model.config.text_config, model.config.vision_config.image_size
     if (len(tokenizer), tokenizer.eos_token_id) != (text.vocab_size, text.eos_token_id):
         # The text encoder is read at the token with the highest id.
@@ -99,11 +100,13 @@ def _load(path: str | Path, published: str):
     @torch.no_grad()
     def score(pixels: Tensor, prompts: list[str]) -> Tensor:
         # Upstream pads with zeros. The encoder is causal, so what follows the end changes nothing.
-        tokens = tokenize(tokenizer, prompts, text.max_position_embeddings).to(model.device)
+        length = text.max_position_embeddings
+        tokens = tokenize(tokenizer, prompts, length, as_clip).to(model.device)
         images = preprocess(pixels.to(model.device, torch.float32), side)
         out = model(**tokens, pixel_values=images)
         return (out.image_embeds * out.text_embeds).sum(-1)
 
+    score.check_prompts = partial(refuse_unknown_words, tokenizer, clean=as_clip)
     return model, score
 
 

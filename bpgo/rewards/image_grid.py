@@ -23,11 +23,12 @@ def load(path: str | Path):
     `reward(pixels (B, F, 3, H, W) in [0, 1], prompts) -> (B,)` float32. Raises errors as
     `image_reward.load` does.
     """
-    model, score_images = image_reward.load(path)
+    model, score_images = image_reward.load(path)  # its messages say "image_reward"
 
     def score(pixels: Tensor, prompts: list[str]) -> Tensor:
         return score_images(square(grid(pixels.to(torch.float32))), prompts)
 
+    score.check_prompts = score_images.check_prompts
     return model, score
 
 

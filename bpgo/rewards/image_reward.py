@@ -6,13 +6,13 @@ mean of 0.1672 and std of 1.0333 give about -2..+2, and near 1 for good images.
 Our folders hold `config.json` (BLIP vision and text configurations, widths of the head, mean and
 std), `model.safetensors` and a BERT tokenizer. `THUDM/ImageReward` publishes `ImageReward.pt`
 (float32, 1.79 GB) and `med_config.json`, with the tokenizer of `bert-base-uncased`. Code and
-weights are under Apache-2.0. Upstream resizes with PIL, which gives bytes. It rounds the
-offset of the crop, which is rounded down here: a difference of at most one pixel.
+weights are under Apache-2.0. As upstream, prompts are not cleaned, characters that BERT's tokenizer
+does not know are read as [UNK], and the offset of the crop is rounded.
 """
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from itertools import pairwise
 from math import isqrt
 from pathlib import Path
@@ -21,9 +21,21 @@ import torch
 from torch import Tensor, nn
 
 from bpgo.rewards.clip import MEAN, STD
-from bpgo.rewards.preprocess import centre_crop
-from bpgo.rewards.weights import fill, read_tensors, renamed
-from bpgo.tokenization import tokenize
+from bpgo.rewards.preprocess import centre_crop, rounded_half
+from bpgo.rewards.weights import (
+    CONFIG,
+    SAFE,
+    TOKENIZERS,
+    fill,
+    read_config,
+    read_tensors,
+    read_tokenizer,
+    read_tokenizer_of,
+    reading,
+    renamed,
+    require,
+)
+from bpgo.tokenization import refuse_unknown_words, tokenize
 
 WEIGHTS, MED, TOKENIZER = "ImageReward.pt", "med_config.json", "bert-base-uncased"
 PUBLISHED = {"max_length": 35, "mean": 0.16717362830052426, "std": 1.0333394966054072}
@@ -90,37 +102,39 @@ def load(path: str | Path = "THUDM/ImageReward"):
 
     `reward(pixels (B, 3, H, W) in [0, 1], prompts) -> (B,)` float32. A hub id downloads the two
     published files, and the tokenizer of BERT; a folder with the published files may hold a
-    tokenizer. Raises ValueError for damaged or incomplete weights and for the config.json of
-    another model, FileNotFoundError for missing files.
+    tokenizer. Raises ValueError for damaged or incomplete weights, for the files of another model
+    and for another tokenizer, FileNotFoundError for missing files.
     """
     from huggingface_hub import hf_hub_download
-    from safetensors.torch import load_file
-    from transformers import AutoTokenizer
 
     if isinstance(path, str) and not Path(path).exists():
         hub_id = path
         hf_hub_download(hub_id, MED)  # it is stored next to the weights
         path = hf_hub_download(hub_id, WEIGHTS)
-    file = Path(path) if Path(path).is_file() else Path(path) / WEIGHTS
-    folder = file.parent
-    if file.is_file():
-        weights, config = _read_published(file)
-        words = folder if any(folder.glob("tokenizer*")) else TOKENIZER
+    path = Path(path)
+    if path.name == SAFE:
+        path = path.parent
+    if path.is_file() or (path / WEIGHTS).is_file():
+        model, tokenizer = _read_published(path if path.is_file() else path / WEIGHTS)
     else:
-        file, words = folder / "model.safetensors", folder
-        config = _read_config(folder)
-        weights = load_file(file)
-    model = ImageReward(config)
-    fill(model, weights, file)
-    tokenizer, side = AutoTokenizer.from_pretrained(words), config["vision"]["image_size"]
+        model, tokenizer = _read_ours(path)
+    tokens = model.text.config.vocab_size
+    if tokenizer.cls_token_id is None or len(tokenizer) > tokens:
+        raise ValueError(
+            f"{path} has a tokenizer of {len(tokenizer)} tokens that is not the one of this model, "
+            f"a BERT tokenizer with a [CLS] token and at most {tokens} tokens: copy the tokenizer "
+            f"that belongs to the model"
+        )
+    config, side = model.config, model.config["vision"]["image_size"]
 
     @torch.no_grad()
     def score(pixels: Tensor, prompts: list[str]) -> Tensor:
         device = next(model.parameters()).device
         tokens = tokenize(tokenizer, prompts, config["max_length"]).to(device)
-        images = centre_crop(pixels.to(device, torch.float32), side, MEAN, STD)
+        images = centre_crop(pixels.to(device, torch.float32), side, MEAN, STD, rounded_half)
         return model(images, tokens["input_ids"], tokens["attention_mask"])
 
+    score.check_prompts = partial(refuse_unknown_words, tokenizer)
     return model, score
 
 
@@ -155,23 +169,24 @@ def configuration(weights: dict[str, Tensor], med: dict) -> dict:
     return PUBLISHED | {"vision": vision, "text": {key: med[key] for key in TEXT}, "head": head}
 
 
-def _read_published(file: Path) -> tuple[dict[str, Tensor], dict]:
-    weights = rename(read_tensors(file))
-    med = json.loads((file.parent / MED).read_text())
-    try:
-        return weights, configuration(weights, med)
-    except KeyError as error:
-        raise ValueError(
-            f"{file}, with {MED}, is not a complete ImageReward: {error.args[0]} is missing. "
-            f"Download both again"
-        ) from None
+def _read_published(file: Path):
+    """The model of an ImageReward.pt, and a tokenizer."""
+    tensors = read_tensors(file)
+    require(file.parent, "image_reward", (file.name,), (MED,))
+    med = read_config(file.parent / MED, "image_reward", TEXT)
+    with reading(f"{file}, with {MED},", "a complete ImageReward"):
+        weights = rename(tensors)
+        model = ImageReward(configuration(weights, med))
+    fill(model, weights, file)
+    return model, read_tokenizer_of(file.parent, TOKENIZER)
 
 
-def _read_config(folder: Path) -> dict:
-    config = json.loads((folder / "config.json").read_text())
-    missing = [key for key in SETTINGS if key not in config]
-    if missing:
-        raise ValueError(
-            f"{folder} is not an image_reward folder: its config.json lacks {', '.join(missing)}"
-        )
-    return config
+def _read_ours(folder: Path):
+    """The model and the tokenizer of a folder in our layout."""
+    published = f"or the published {WEIGHTS} and {MED}"
+    require(folder, "image_reward", (CONFIG,), (SAFE,), TOKENIZERS, instead=published)
+    config = read_config(folder / CONFIG, "image_reward", SETTINGS)
+    with reading(folder / CONFIG, "a config of image_reward"):
+        model = ImageReward(config)
+    fill(model, read_tensors(folder / SAFE), folder / SAFE)
+    return model, read_tokenizer(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -30,20 +32,37 @@ def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def centre_crop(
-    pixels: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]
+    pixels: Tensor,
+    side: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    half: Callable[[int], int],
 ) -> Tensor:
     """Resize the shorter side to `side` pixels, crop the centre and normalise, as CLIP does.
 
-    pixels: (B, 3, H, W) in [0, 1]. Returns (B, 3, side, side). The resize is bicubic, antialiased
-    and clamped to [0, 1]. Raises ValueError for another shape, such as videos.
+    pixels: (B, 3, H, W) in [0, 1]. half: `rounded_half` or `floored_half`, how many of the rows or
+    columns that are left over are cut off at the top or on the left. Returns (B, 3, side, side).
+    The resize is bicubic, antialiased and clamped to [0, 1]. The longer side is rounded down, as
+    upstream everywhere. Upstream resizes with PIL, which also rounds to bytes after each of its two
+    passes. Raises ValueError for another shape, such as videos.
     """
     check_images(pixels)
     shortest = min(pixels.shape[-2:])
     if shortest != side:
         size = [n * side // shortest for n in pixels.shape[-2:]]
         pixels = interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = ((n - side) // 2 for n in pixels.shape[-2:])
+    top, left = (half(n - side) for n in pixels.shape[-2:])
     return normalise(pixels[..., top : top + side, left : left + side], mean, std)
+
+
+def rounded_half(number: int) -> int:
+    """Half of a number, rounded as torchvision's CenterCrop does: ties go to the even number."""
+    return round(number / 2)
+
+
+def floored_half(number: int) -> int:
+    """Half of a number, rounded down as the image processors of transformers do."""
+    return number // 2
 
 
 def stretch(pixels: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -19,6 +19,7 @@ frame it with tokens, in other ways.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,8 +27,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bpgo.rewards.preprocess import check_videos
-from bpgo.rewards.qwen_vl import VIDEO, fit, patchify
-from bpgo.rewards.weights import read_pretrained
+from bpgo.rewards.qwen_vl import VIDEO, check_rate, fit, patchify, refuse_special_tokens
+from bpgo.rewards.weights import (
+    CONFIG,
+    INDEX,
+    SAFE,
+    TOKENIZERS,
+    read_pretrained,
+    read_tokenizer,
+    require,
+)
 
 INSTRUCTION, MEAN, STD = "Represent the user's input.", 0.5, 0.5
 CHAT = (
@@ -42,14 +51,18 @@ def load(
     *,
     instruction: str = INSTRUCTION,
     fps: float = 16.0,
+    rate: float = 1.0,
 ):
     """`(model, reward)` of a folder or hub id.
 
     `reward(pixels (B, F, 3, H, W) in [0, 1], prompts) -> (B,)` float32 cosines. instruction: for
     the prompts; that of the videos is always INSTRUCTION. fps: frames per second of the videos
-    (Wan's: 16). Raises ValueError for another model and for incomplete weights, OSError for missing
-    files.
+    (Wan's: 16). rate: how many of them per second the model sees (`fps` in upstream's code). A
+    preset sets these under `reward.options`. Raises ValueError for another model, for incomplete
+    weights and for options that cannot be used, OSError for missing files.
     """
+    check_rate("fps", fps)
+    check_rate("rate", rate)
     model, tokenizer = read_model(path)
     vision = model.config.vision_config
     side = vision.patch_size * vision.spatial_merge_size
@@ -70,9 +83,8 @@ def load(
     @torch.no_grad()
     def score(pixels: Tensor, prompts: list[str]) -> Tensor:
         check_videos(pixels, "qwen3_vl_embedding")
-        if any(VIDEO in prompt for prompt in prompts):
-            raise ValueError(f"a prompt contains {VIDEO}, which stands for a video: remove it")
-        indices = frame_indices(pixels.shape[1], fps)
+        refuse_special_tokens((VIDEO,), prompts)
+        indices = frame_indices(pixels.shape[1], fps, rate)
         frames = fit(pixels[:, indices].to(model.device), side, fewest, most)
         patches, grid = patchify((frames - MEAN) / STD, vision.patch_size)
         content = describe(indices, fps, int(grid[0, 1:].prod()) // 4)
@@ -81,27 +93,22 @@ def load(
         )
         return (videos * embed(instruction, prompts)).sum(-1)
 
+    score.check_prompts = partial(refuse_special_tokens, (VIDEO,))
     return model, score
 
 
 def read_model(path: str | Path):
     """`(model, tokenizer)` of a folder or hub id, in float32.
 
-    Raises ValueError for another model, for incomplete weights and for another tokenizer.
+    Raises ValueError for another model, for incomplete weights and for another tokenizer; OSError
+    for missing files.
     """
-    from transformers import AutoConfig, AutoTokenizer, Qwen3VLModel
+    from transformers import Qwen3VLModel
 
-    if Path(path).is_file():
-        raise ValueError(
-            f"{path} is a file: give its folder, with config.json and a tokenizer, or a hub id"
-        )
-    kind = AutoConfig.from_pretrained(path).model_type
-    if kind != "qwen3_vl":  # transformers would make a Qwen3-VL of its default size
-        raise ValueError(
-            f"{path} is a {kind}, not a qwen3_vl: give Qwen/Qwen3-VL-Embedding-2B, or a copy of it"
-        )
-    model = read_pretrained(Qwen3VLModel, path)
-    tokenizer, video = AutoTokenizer.from_pretrained(path), model.config.video_token_id
+    if Path(path).exists() or isinstance(path, Path):
+        require(Path(path), "qwen3_vl_embedding", (CONFIG,), (SAFE, INDEX), TOKENIZERS)
+    model = read_pretrained(Qwen3VLModel, path, "qwen3_vl_embedding")
+    tokenizer, video = read_tokenizer(path), model.config.video_token_id
     fits = len(tokenizer) <= model.config.text_config.vocab_size
     if not fits or tokenizer(VIDEO)["input_ids"][:1] != [video]:
         raise ValueError(
@@ -111,17 +118,17 @@ def read_model(path: str | Path):
     return model, tokenizer
 
 
-def frame_indices(count: int, fps: float) -> Tensor:
-    """Which of `count` frames, at `fps` per second, the model sees.
+def frame_indices(count: int, fps: float, rate: float = 1.0) -> Tensor:
+    """Which of `count` frames, at `fps` per second, the model sees at `rate` per second.
 
-    It sees one per second, an even number from 4 to 64. Raises ValueError for fewer than 2 frames.
+    It sees an even number of them, from 4 to 64. Raises ValueError for fewer than 2 frames.
     """
     if count < 2:
         raise ValueError(
             f"Qwen3-VL-Embedding sees pairs of frames, but this video has {count}: "
             f"give it at least 2"
         )
-    number = min(max(count / fps, 4), 64, count) // 2 * 2
+    number = min(max(count / fps * rate, 4), 64, count) // 2 * 2
     return torch.linspace(0, count - 1, int(number)).round().long()
 
 

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
-from math import ceil, floor, sqrt
+from math import ceil, floor, inf, sqrt
+from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from bpgo.prompts import list_problems
+from bpgo.tokenization import each_once
+
 VIDEO = "<|video_pad|>"  # the token that stands for a part of a video
+
+
+def check_rate(name: str, value: float) -> None:
+    """Raise ValueError for frames per second that are not a positive, finite number."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 < value < inf:
+        raise ValueError(
+            f"the reward's option {name} must be a positive number of frames per second, "
+            f"not {value!r}"
+        )
+
+
+def refuse_special_tokens(tokens: tuple[str, ...], prompts: list[str]) -> None:
+    """Raise ValueError, listing all prompts that contain a token that stands for something else."""
+    problems = []
+    for prompt in each_once(prompts):
+        found = [token for token in tokens if token in prompt]
+        if found:
+            problems.append((prompt, ", ".join(found)))
+    if problems:
+        what = "these prompts contain special tokens of the reward's model, so remove them"
+        raise ValueError(list_problems(problems, what, prompts))
 
 
 def smart_resize(height: int, width: int, side: int, low: int, high: int) -> tuple[int, int]:

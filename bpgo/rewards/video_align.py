@@ -22,8 +22,9 @@ everything is float32.
 
 from __future__ import annotations
 
-import json
-from math import sqrt
+from functools import partial
+from math import isfinite, sqrt
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -31,11 +32,22 @@ from torch import Tensor, nn
 
 from bpgo.rewards.clip import MEAN, STD
 from bpgo.rewards.preprocess import check_videos, normalise
-from bpgo.rewards.qwen_vl import VIDEO, fit, patchify
+from bpgo.rewards.qwen_vl import VIDEO, check_rate, fit, patchify, refuse_special_tokens
 from bpgo.rewards.video_align_form import CHAT, FORM
-from bpgo.rewards.weights import fill, read_tensors, renamed
+from bpgo.rewards.weights import (
+    CONFIG,
+    fill,
+    found_in,
+    read_config,
+    read_tensors,
+    read_tokenizer,
+    reading,
+    renamed,
+    require,
+)
 
 HUB_ID = "KwaiVGI/VideoReward"
+SETTINGS = "model_config.json"
 DIMENSIONS = ("vq", "mq", "ta")  # in the order of the special tokens
 SPECIAL = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
 NORMS = {
@@ -114,52 +126,60 @@ class VideoReward(nn.Module):
         return values[..., 0] if values.shape[-1] == 1 else values.diagonal(dim1=1, dim2=2)
 
 
-def load(path: str | Path = HUB_ID, *, fps: float = 16.0):
+def load(path: str | Path = HUB_ID, *, fps: float = 16.0, rate: float | None = None):
     """The overall score: `(model, reward)` of a folder or hub id.
 
     `reward(pixels (B, F, 3, H, W) in [0, 1], prompts) -> (B,)` float32. fps: frames per second of
-    the videos (Wan's: 16), which decides how many frames are seen.
-    Raises ValueError for incomplete weights or settings, FileNotFoundError for missing files.
+    the videos (Wan's: 16). rate: how many of them per second the model sees (`fps` in upstream's
+    code). None: that of model_config.json, published as 2. A preset sets these under
+    `reward.options`. Raises ValueError for incomplete weights or settings and for options that
+    cannot be used, FileNotFoundError for missing files.
     """
-    return _load(path, "overall", fps)
+    return _load(path, "overall", fps, rate)
 
 
-def load_vq(path: str | Path = HUB_ID, *, fps: float = 16.0):
+def load_vq(path: str | Path = HUB_ID, *, fps: float = 16.0, rate: float | None = None):
     """Visual quality, loaded like `load`."""
-    return _load(path, "vq", fps)
+    return _load(path, "vq", fps, rate)
 
 
-def load_mq(path: str | Path = HUB_ID, *, fps: float = 16.0):
+def load_mq(path: str | Path = HUB_ID, *, fps: float = 16.0, rate: float | None = None):
     """Motion quality, loaded like `load`."""
-    return _load(path, "mq", fps)
+    return _load(path, "mq", fps, rate)
 
 
-def load_ta(path: str | Path = HUB_ID, *, fps: float = 16.0):
+def load_ta(path: str | Path = HUB_ID, *, fps: float = 16.0, rate: float | None = None):
     """Text alignment, loaded like `load`."""
-    return _load(path, "ta", fps)
+    return _load(path, "ta", fps, rate)
 
 
-def _load(path: str | Path, dimension: str, fps: float):
+def _load(path: str | Path, dimension: str, fps: float, rate: float | None):
+    check_rate("fps", fps)
+    if rate is not None:
+        check_rate("rate", rate)
     folder = _folder(path)
     file = _newest_checkpoint(folder)
-    settings, norms, lora_scale = read_settings(folder / "model_config.json")
+    require(folder, "video_align", (SETTINGS,))
+    settings, norms, lora_scale = read_settings(folder / SETTINGS)
     weights = read_published(file, lora_scale)
     tokenizer = _read_tokenizer(file)
     video, *special = tokenizer.convert_tokens_to_ids([VIDEO, *SPECIAL])
-    config_file = folder / "config.json"
-    config = json.loads(config_file.read_text()) if config_file.is_file() else PUBLISHED
-    model = VideoReward(config, len(tokenizer), settings.get("output_dim", 1), video, special)
+    config_file = folder / CONFIG
+    config = _read_sizes(config_file) if config_file.is_file() else PUBLISHED
+    with reading(config_file, "a config of video_align"):
+        model = VideoReward(config, len(tokenizer), settings.get("output_dim", 1), video, special)
     fill(model, weights, file)
 
-    rate, high = settings.get("fps", 2.0), settings.get("max_frame_pixels", HIGH)
+    seen_rate = settings.get("fps", 2.0) if rate is None else rate
+    high = settings.get("max_frame_pixels", HIGH)
     mean = torch.tensor([norms[f"{name.upper()}_mean"] for name in DIMENSIONS])
     std = torch.tensor([norms[f"{name.upper()}_std"] for name in DIMENSIONS])
 
     @torch.no_grad()
     def score(pixels: Tensor, prompts: list[str]) -> Tensor:
         check_videos(pixels, "video_align")
-        _check_prompts(prompts)
-        chosen = pixels[:, frame_indices(pixels.shape[1], fps, rate)]
+        refuse_special_tokens((VIDEO, *SPECIAL), prompts)
+        chosen = pixels[:, frame_indices(pixels.shape[1], fps, seen_rate)]
         frames = normalise(fit(chosen.to(model.rm_head.weight), SIDE, LOW, high), MEAN, STD)
         patches, grid = patchify(frames, PATCH)
         seen = VIDEO * int(grid[0].prod() // 4)
@@ -172,6 +192,7 @@ def _load(path: str | Path, dimension: str, fps: float):
         values = (raw - mean.to(frames)) / std.to(frames)
         return values.sum(1) if dimension == "overall" else values[:, DIMENSIONS.index(dimension)]
 
+    score.check_prompts = partial(refuse_special_tokens, (VIDEO, *SPECIAL))
     return model, score
 
 
@@ -218,8 +239,8 @@ def read_settings(file: Path) -> tuple[dict, dict, float]:
     ValueError for a file that is damaged, lacks a part, or has settings that are not supported
     here.
     """
+    content = read_config(file, "video_align")
     try:
-        content = json.loads(file.read_text())
         settings = content["data_config"] | content["model_config"]
         lora = content["peft_lora_config"]
         rank = sqrt(lora["lora_r"]) if lora.get("use_rslora") else lora["lora_r"]
@@ -229,6 +250,10 @@ def read_settings(file: Path) -> tuple[dict, dict, float]:
         raise ValueError(
             f"{file} is damaged, or does not belong to a VideoReward ({error!r}): download it again"
         ) from error
+    numbers = [scale, settings.get("fps", 2.0), settings.get("max_frame_pixels", HIGH)]
+    numbers += [norms[name] for name in NORMS]
+    if not all(isinstance(n, Real) and isfinite(n) for n in numbers):
+        raise ValueError(f"{file} has settings that are not numbers: download it again")
     for key, value in FIXED.items():
         if settings.get(key, value) != value:
             raise ValueError(
@@ -254,20 +279,27 @@ def _newest_checkpoint(folder: Path) -> Path:
             steps[int(step)] = file
     if not steps:
         raise FileNotFoundError(
-            f"{folder} has no checkpoint-<step>/model.pth, as {HUB_ID} has: "
-            f"give a folder with the published files, or that hub id"
+            f"{folder} has no checkpoint-<step>/model.pth, as {HUB_ID} has. {found_in(folder)}. "
+            f"Give a folder with the published files, or that hub id"
         )
     return steps[max(steps)]
 
 
+def _read_sizes(file: Path) -> dict:
+    """A Qwen2-VL config.json."""
+    config = read_config(file, "video_align")
+    if config.get("model_type", "qwen2_vl") != "qwen2_vl":
+        raise ValueError(
+            f"{file} describes a {config['model_type']} model, not a qwen2_vl model: remove it, or "
+            f"use the one of Qwen/Qwen2-VL-2B-Instruct"
+        )
+    return config
+
+
 def _read_tokenizer(file: Path):
     """The tokenizer next to model.pth, with the special tokens."""
-    from transformers import AutoTokenizer
-
     folder = file.parent / "tokenizer"
-    if not any(folder.glob("tokenizer*")):
-        raise FileNotFoundError(f"{folder} has no tokenizer: download the one next to {file.name}")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = read_tokenizer(folder)
     # As upstream does. It changes nothing if the tokens are already there.
     tokenizer.add_tokens(list(SPECIAL), special_tokens=True)
     if tokenizer(VIDEO)["input_ids"][:1] != [tokenizer.convert_tokens_to_ids(VIDEO)]:
@@ -283,11 +315,3 @@ def _is_lora_of(weight: Tensor, down: Tensor | None, up: Tensor | None) -> bool:
     if down is None or up is None or down.ndim != 2 or up.ndim != 2:
         return False
     return (len(up), *down.shape) == (len(weight), up.shape[1], weight.shape[-1])
-
-
-def _check_prompts(prompts: list[str]) -> None:
-    for token in (VIDEO, *SPECIAL):
-        if any(token in prompt for prompt in prompts):
-            raise ValueError(
-                f"a prompt contains {token}, a special token of VideoReward: remove it"
-            )

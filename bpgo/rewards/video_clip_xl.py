@@ -1,8 +1,9 @@
 """VideoCLIP-XL (Wang et al. 2024, arXiv 2410.00741): cosine of a video's and a prompt's embedding.
 
 It is a CLIP whose vision encoder attends over space and time at once (ViCLIP), with a text encoder
-of 248 positions (Long-CLIP). The reward is the plain cosine, typically 0.2-0.3; upstream's demo
-prints 100 times that. The published weights are under CC-BY-NC-SA-4.0.
+of 248 positions (Long-CLIP). Prompts are cleaned as in OpenAI's CLIP (`as_clip`). The reward is the
+plain cosine, typically 0.2-0.3; upstream's demo prints 100 times that. The published weights are
+under CC-BY-NC-SA-4.0.
 
 Our folders hold `config.json`, `model.safetensors` and a tokenizer. `alibaba-pai/VideoCLIP-XL`
 publishes `VideoCLIP-XL.bin` alone.
@@ -10,15 +11,28 @@ publishes `VideoCLIP-XL.bin` alone.
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from bpgo.rewards.preprocess import check_videos, stretch
-from bpgo.rewards.weights import fill, read_tensors, renamed, split_attention
-from bpgo.tokenization import tokenize
+from bpgo.rewards.weights import (
+    CONFIG,
+    SAFE,
+    TOKENIZERS,
+    fill,
+    read_config,
+    read_tensors,
+    read_tokenizer,
+    read_tokenizer_of,
+    reading,
+    renamed,
+    require,
+    split_attention,
+)
+from bpgo.tokenization import as_clip, refuse_unknown_words, tokenize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, not CLIP's
 WEIGHTS = "VideoCLIP-XL.bin"
@@ -132,39 +146,35 @@ def load(path: str | Path = "alibaba-pai/VideoCLIP-XL"):
     incomplete weights and for another tokenizer, FileNotFoundError for missing files.
     """
     from huggingface_hub import hf_hub_download
-    from safetensors.torch import load_file
-    from transformers import AutoTokenizer
 
     if isinstance(path, str) and not Path(path).exists():
         path = hf_hub_download(path, WEIGHTS)
-    file = Path(path) if Path(path).is_file() else Path(path) / WEIGHTS
-    folder = file.parent
-    if file.exists():
-        config, weights = PUBLISHED, read_published(file)
+    path = Path(path)
+    if path.name == SAFE:
+        path = path.parent
+    if path.is_file() or (path / WEIGHTS).is_file():
+        model, tokenizer = _read_published(path if path.is_file() else path / WEIGHTS)
     else:
-        config = _read_config(folder)
-        file = folder / "model.safetensors"
-        weights = load_file(file)
-    model = VideoCLIP(config)
-    fill(model, weights, file)
-
-    has_tokenizer = any(folder.glob("tokenizer*"))
-    tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer else TOKENIZER)
-    side, end = model.config["vision"]["image_size"], model.text.config.eos_token_id
-    if end not in tokenizer("")["input_ids"]:
+        model, tokenizer = _read_ours(path)
+    side, text = model.config["vision"]["image_size"], model.text.config
+    end = text.eos_token_id
+    if end not in tokenizer("")["input_ids"] or len(tokenizer) > text.vocab_size:
         raise ValueError(
-            f"the tokenizer of {folder} does not end prompts with token {end}, at which the text "
-            f"encoder is read: copy the tokenizer that belongs to the model"
+            f"the tokenizer of {path} has {len(tokenizer)} tokens, and does not end prompts with "
+            f"token {end} of {text.vocab_size}, at which the text encoder is read: copy the "
+            f"tokenizer that belongs to the model"
         )
 
     @torch.no_grad()
     def score(pixels: Tensor, prompts: list[str]) -> Tensor:
         frames = preprocess(pixels.to(model.temporal), model.config["frames"], side)
-        text = tokenize(tokenizer, prompts, model.config["max_length"]).to(frames.device)
+        length = model.config["max_length"]
+        text = tokenize(tokenizer, prompts, length, as_clip).to(frames.device)
         # The encoder is causal, so padding beyond the longest prompt would only cost time.
         longest = int(text["attention_mask"].sum(1).max())
         return model(frames, text["input_ids"][:, :longest], text["attention_mask"][:, :longest])
 
+    score.check_prompts = partial(refuse_unknown_words, tokenizer, clean=as_clip)
     return model, score
 
 
@@ -186,12 +196,9 @@ def preprocess(pixels: Tensor, frames: int, side: int) -> Tensor:
     return stretch(chosen.flatten(0, 1), side, MEAN, STD).unflatten(0, chosen.shape[:2])
 
 
-def read_published(file: Path) -> dict[str, Tensor]:
-    """The tensors of VideoCLIP-XL.bin under VideoCLIP's names.
-
-    Raises ValueError for a damaged file and for one that contains code (which is not run).
-    """
-    theirs = read_tensors(file)
+def rename(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of VideoCLIP-XL.bin under VideoCLIP's names, and in the shapes that it has."""
+    theirs = dict(theirs)
     for unused in ("vision_model.temp", "text_model.logit_scale"):
         theirs.pop(unused, None)
     later_positions = theirs.pop("text_model.positional_embedding_res", torch.empty(0))
@@ -211,11 +218,22 @@ def read_published(file: Path) -> dict[str, Tensor]:
     return ours
 
 
-def _read_config(folder: Path) -> dict:
-    config = json.loads((folder / "config.json").read_text())
-    missing = sorted(PUBLISHED.keys() - config.keys())
-    if missing:
-        raise ValueError(
-            f"{folder} is not a video_clip_xl folder: its config.json lacks {', '.join(missing)}"
-        )
-    return config
+def _read_published(file: Path):
+    """The model of a VideoCLIP-XL.bin, and a tokenizer."""
+    tensors = read_tensors(file)
+    with reading(file, "a complete VideoCLIP"):
+        weights = rename(tensors)
+    model = VideoCLIP(PUBLISHED)
+    fill(model, weights, file)
+    return model, read_tokenizer_of(file.parent, TOKENIZER)
+
+
+def _read_ours(folder: Path):
+    """The model and the tokenizer of a folder in our layout."""
+    published = f"or the published {WEIGHTS}"
+    require(folder, "video_clip_xl", (CONFIG,), (SAFE,), TOKENIZERS, instead=published)
+    config = read_config(folder / CONFIG, "video_clip_xl", PUBLISHED)
+    with reading(folder / CONFIG, "a config of video_clip_xl"):
+        model = VideoCLIP(config)
+    fill(model, read_tensors(folder / SAFE), folder / SAFE)
+    return model, read_tokenizer(folder)

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from string import ascii_lowercase
 
 import pytest
 import torch
 
 from bpgo.worlds.pretrain import architectures
+from bpgo.worlds.shapes.captions import VOCABULARY
 from tests.rewards.layouts import (
     FILES,
     HEADS,
@@ -22,13 +24,16 @@ from tests.rewards.layouts import (
 
 @pytest.fixture(scope="session")
 def clip_tokenizer():
-    """The tiny tokenizer with its two special tokens last, where CLIP has them."""
+    """The tiny tokenizer with its two special tokens last and with all bytes, as CLIP has them."""
+    from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
     ours = architectures.clip_tokenizer()
     vocabulary = ours.get_vocab()
     special = ["<|startoftext|>", "<|endoftext|>"]
     words = [word for word in sorted(vocabulary, key=vocabulary.get) if word not in special]
+    letters = sorted(ByteLevel.alphabet())
+    words += [c for c in [*letters, *(f"{c}</w>" for c in letters)] if c not in vocabulary]
     merges = json.loads(ours.backend_tokenizer.to_str())["model"]["merges"]
     return CLIPTokenizer(
         vocab={word: i for i, word in enumerate(words + special)},
@@ -129,7 +134,8 @@ def write_clip(folder, name, sizes, seed):
 
 def write_image_reward(folder, sizes):
     patch, side, width, layers, *_, joint = sizes
-    tokenizer = architectures.bert_tokenizer(tokens=40)
+    words = [*VOCABULARY, *ascii_lowercase, *(f"##{letter}" for letter in ascii_lowercase)]
+    tokenizer = architectures.bert_tokenizer(list(dict.fromkeys(words)), tokens=40)
     med = med_config(len(tokenizer) + 2)  # two tokens that the score never reads
     shapes = blip_shapes(patch, side, width, layers, med, (20, 12, 8, 4, 1), joint)
     state = random_tensors(shapes, seed=9)

@@ -14,11 +14,14 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 # ----------------------------------------------------------------------------------------- pixels
 
 
-def cropped(pixels):
-    """Resize(32), CenterCrop(32) and Normalize of CLIP and ImageReward; PIL cannot leave [0, 1]."""
+def cropped(pixels, half=round):
+    """Resize(32), CenterCrop(32) and Normalize of CLIP and ImageReward; PIL cannot leave [0, 1].
+
+    half: how torchvision (round) or transformers (floor) rounds the offset of the crop.
+    """
     shortest = min(pixels.shape[2:])
     size = [int(n * SIDE / shortest) for n in pixels.shape[2:]]
-    top, left = (round((n - SIDE) / 2) for n in size)
+    top, left = (int(half((n - SIDE) / 2)) for n in size)
     pixels = resized(pixels, *size).clamp(0, 1) if shortest != SIDE else pixels
     return normalised(pixels[:, :, top : top + SIDE, left : left + SIDE])
 

@@ -6,13 +6,24 @@ import torch
 
 PROMPTS = ["a red circle", "a small crimson box at the top", "a shape"]
 LONG = " ".join(PROMPTS[i % 2] for i in range(8))  # longer than any text encoder reads
-SIZES = [(32, 32), (48, 100), (90, 37), (20, 24)]  # the same side, each way too long, too small
+# The same side, each way too long, too small, and three columns or rows left over.
+SIZES = [(32, 32), (48, 100), (90, 37), (20, 24), (37, 41), (41, 37)]
 FILES = {
     "clip": "pytorch_model.bin",
     "pickscore": "pytorch_model.bin",
     "hpsv2": "HPS_v2.1_compressed.pt",
     "hpsv2.0": "HPS_v2_compressed.pt",
     "image_reward": "ImageReward.pt",
+}
+# Prompts, and how basic_clean and whitespace_clean of OpenAI's CLIP clean them.
+CLEANED = {
+    "\u201ca box\u201d": '"a box"',  # curly quotes
+    "a box&amp;b": "a box&b",
+    "a &amp;lt; b": "a < b",  # unescaped twice
+    "a\u00a0 \t\u3000box\n": "a box",
+    "caf\u00c3\u00a9": "caf\u00e9",  # UTF-8 that was read as Latin-1
+    "A \uff22\uff2f\uff38": "a box",  # full-width letters
+    "\ufb01re": "fire",  # a ligature
 }
 HEADS, SIDE, PATCH, LENGTH = 16, 32, 8, 14
 # patch, side, vision width, layers, inner width;

@@ -9,6 +9,7 @@ from bpgo.worlds.pretrain import architectures
 from tests.rewards.downloads import check_downloads
 from tests.rewards.formulas import MEAN, STD, clip_cosines, clip_ids, padded
 from tests.rewards.layouts import (
+    CLEANED,
     FILES,
     LONG,
     PROMPTS,
@@ -39,6 +40,17 @@ def test_rewards_are_the_published_formula(published, clip_tokenizer, name, size
         came = load_reward(name, place)(pixels, prompts)
         assert (came.shape, came.dtype) == ((4,), torch.float32)
         torch.testing.assert_close(came, expected.float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_prompts_are_cleaned_as_open_clip_does(published, clip_tokenizer, name):
+    folder, state = published[name]
+    pixels = noisy_images(32, 32, len(CLEANED))
+    ids = clip_ids(list(CLEANED.values()), clip_tokenizer)
+    expected = clip_cosines(padded(pixels), ids, state, gelu)
+    came = load_reward(name, folder)(pixels, list(CLEANED))
+    torch.testing.assert_close(came, expected.float(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 20), (100, 48), (7, 32), (512, 512)])
@@ -77,7 +89,9 @@ def test_the_published_size():
 
 
 def test_the_file_of_the_other_version_is_asked_for_by_name(published):
-    with pytest.raises(FileNotFoundError, match=r"has no HPS_v2_compressed\.pt"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no HPS_v2_compressed\.pt\. .* It has HPS_v2\.1_"
+    ):
         load_reward("hpsv2.0", published["hpsv2"][0])
 
 

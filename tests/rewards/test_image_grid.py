@@ -67,6 +67,8 @@ def test_no_frame_is_cropped(image_reward_folder):
 def test_images_are_refused(image_reward_folder):
     reward = load_reward("image_grid", image_reward_folder)
     message = r"image_grid takes videos \(batch, frames, 3, height, width\)"
-    for shape in ((3, 3, 32, 32), (3, 3, 9, 32, 32), (3, 0, 3, 32, 32)):
-        with pytest.raises(RewardError, match=message):
-            reward(torch.zeros(shape), PROMPTS)
+    with pytest.raises(RewardError, match=message):
+        reward(torch.zeros(3, 3, 32, 32), PROMPTS)
+    for shape in ((3, 3, 9, 32, 32), (3, 0, 3, 32, 32)):
+        with pytest.raises(ValueError, match=message):
+            grid(torch.zeros(shape))

@@ -131,6 +131,29 @@ def test_the_published_size():
     assert vision.layer_norm_eps == 1e-6
 
 
+UNKNOWN = {  # prompts, and the tokens that BERT's tokenizer makes of them
+    "a \U0001f600 box": "a [UNK] box",
+    "\u7ea2 circle": "[UNK] circle",
+    "\u7ea2\u5706": "[UNK] [UNK]",  # each Chinese character is a word
+    "a mauve box": "a m ##a ##u ##v ##e box",
+}
+
+
+@torch.no_grad()
+def test_characters_that_the_tokenizer_does_not_know_are_scored_as_upstream(published):
+    from transformers import AutoTokenizer
+
+    folder, state = published["image_reward"]
+    med, pixels = json.loads((folder / "med_config.json").read_text()), noisy_images(32, 32, 4)
+    ids, mask = bert_ids(UNKNOWN.values(), AutoTokenizer.from_pretrained(folder))
+    assert ids.eq(1).sum(1).tolist() == [1, 1, 2, 0]
+    expected = image_reward_scores(
+        cropped(pixels), ids, mask, state, med, PUBLISHED_MEAN, PUBLISHED_STD
+    )
+    came = load_reward("image_reward", folder)(pixels, list(UNKNOWN))
+    torch.testing.assert_close(came, expected.float(), atol=1e-5, rtol=0)
+
+
 # ---------------------------------------------------------------------------------------- loading
 
 
@@ -140,7 +163,9 @@ def test_a_med_config_that_lacks_a_size_is_refused(copied):
     med = json.loads(file.read_text())
     del med["hidden_size"]
     file.write_text(json.dumps(med))
-    message = r"with med_config\.json, is not a complete ImageReward: hidden_size is missing"
+    message = (
+        r"is not of image_reward: its med_config\.json lacks hidden_size \(it is of a bert model"
+    )
     with pytest.raises(ValueError, match=message):
         load_reward("image_reward", folder)
     file.unlink()
@@ -155,14 +180,16 @@ def test_the_file_of_another_reward_is_refused(published, other):
 
 
 def test_the_folder_of_another_reward_is_refused(clip_folder):
-    message = r"is not an image_reward folder: its config\.json lacks head, max_length, mean, std"
+    message = (
+        r"is not of image_reward: its config\.json lacks head, max_length, mean, std, text, vi"
+    )
     with pytest.raises(ValueError, match=message):
         load_reward("image_reward", clip_folder)
 
 
 def test_words_that_it_cannot_read_are_named(image_reward_folder):
     reward = load_reward("image_reward", image_reward_folder)
-    message = "'a mauve shape' has words that the text encoder does not know: mauve"
+    message = "text encoder does not know these words, .* 'a mauve shape': mauve"
     with pytest.raises(RewardError, match=message):
         reward(torch.zeros(1, 3, 32, 32), ["a mauve shape"])
 

@@ -6,119 +6,22 @@ import shutil
 
 import pytest
 import torch
-from torch import nn
 
 from bpgo.rewards import RewardError, load_reward, video_align
 from bpgo.rewards.video_align import NORMS, PUBLISHED, SPECIAL, VideoReward
 from bpgo.rewards.video_align_form import FORM
 from tests.rewards.layouts import Code
-from tests.rewards.qwen import PROMPTS, SIZES, TOKENS, byte_videos, pil_patches, qwen_tokenizer
+from tests.rewards.qwen import PROMPTS, TOKENS, byte_videos, pil_patches, qwen_tokenizer
+from tests.rewards.qwen_folders import (
+    MEANS,
+    WEIGHTS,
+    peft_model,
+    published_state,
+    settings,
+    write_video_align,
+)
 
 NAMES = ("video_align", "video_align_vq", "video_align_mq", "video_align_ta")
-WEIGHTS = "checkpoint-11352/model.pth"
-
-
-# ------------------------------------------------------------------- the published layout, on disk
-
-VISION = dict(
-    depth=2,
-    embed_dim=32,
-    mlp_ratio=2,
-    num_heads=2,
-    in_chans=3,
-    hidden_size=32,
-    patch_size=14,
-    spatial_merge_size=2,
-    spatial_patch_size=14,
-    temporal_patch_size=2,
-)
-BASE = SIZES | {  # as Qwen2-VL-2B's config.json: flat, in bfloat16
-    "model_type": "qwen2_vl",
-    "vision_config": VISION,
-    "vocab_size": 2000,
-    "torch_dtype": "bfloat16",
-    "tie_word_embeddings": True,
-    "rope_theta": 1e6,
-    "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
-    "video_token_id": 7,
-}
-MEANS = {
-    "VQ_mean": 0.5,
-    "VQ_std": 2.0,
-    "MQ_mean": -1.0,
-    "MQ_std": 0.25,
-    "TA_mean": 0.1,
-    "TA_std": 3.0,
-}
-
-
-def settings(**changes):
-    """A model_config.json, with other values for the names in `changes`."""
-    made = {
-        "data_config": {
-            "meta_data": "train.csv",
-            "data_dir": "videos",
-            "max_frame_pixels": 200704,
-            "num_frames": None,
-            "fps": 2.0,
-            "eval_dim": ["VQ", "MQ", "TA"],
-            "prompt_template_type": "detailed_special",
-            "sample_type": "uniform",
-        },
-        "training_args": {},
-        "model_config": {"output_dim": 1, "use_special_tokens": True, "reward_token": "special"},
-        "peft_lora_config": {
-            "lora_enable": True,
-            "lora_r": 4,
-            "lora_alpha": 8,
-            "use_rslora": False,
-        },
-        "inference_config": MEANS,
-    }
-    for part in made.values():
-        part |= {name: value for name, value in changes.items() if name in part}
-    return made
-
-
-def peft_model(tokenizer, outputs):
-    """Qwen2-VL with a head, and with peft's LoRA on all linear layers of its text model.
-
-    Every weight is random and a bfloat16 number.
-    """
-    from peft import LoraConfig, get_peft_model
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-
-    torch.manual_seed(5)
-    changes = {"vocab_size": len(tokenizer), "torch_dtype": "float32"}
-    config = Qwen2VLConfig.from_dict(BASE | changes)
-    config.video_token_id = tokenizer.convert_tokens_to_ids("<|video_pad|>")
-    model = Qwen2VLForConditionalGeneration(config)
-    model.rm_head = nn.Linear(32, outputs, bias=False)
-    layers = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and "language_model" in name:
-            layers.append(name)
-    assert len(layers) == 14
-    lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.05, target_modules=layers)
-    peft = get_peft_model(model, lora).eval()
-    for name, p in peft.named_parameters():
-        width = 0.5 if p.ndim < 2 or "rm_head" in name else 0.25
-        centre = 1.0 if "norm" in name else 0.0
-        p.data = (torch.randn_like(p) * width + centre).bfloat16().float()
-    return peft
-
-
-def published_state(peft):
-    """Its state dict as VideoAlign saves one, in bfloat16.
-
-    In transformers 4.45, the vision model and the text model were side by side.
-    """
-    state = {}
-    for name, tensor in peft.state_dict().items():
-        name = name.replace("base_model.model.model.visual.", "base_model.model.visual.")
-        name = name.replace("base_model.model.model.language_model.", "base_model.model.model.")
-        state[name] = tensor.bfloat16()
-    return state
 
 
 @pytest.fixture(scope="module")
@@ -133,13 +36,7 @@ def peft(tokenizer):
 
 @pytest.fixture(scope="module")
 def folder(tokenizer, peft, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("align") / "VideoReward"
-    (folder / WEIGHTS).parent.mkdir(parents=True)
-    (folder / "model_config.json").write_text(json.dumps(settings()))
-    (folder / "config.json").write_text(json.dumps(BASE))
-    torch.save(published_state(peft), folder / WEIGHTS)
-    tokenizer.save_pretrained(folder / "checkpoint-11352/tokenizer")
-    return folder
+    return write_video_align(tmp_path_factory.mktemp("align") / "VideoReward", tokenizer, peft)
 
 
 @pytest.fixture
@@ -283,7 +180,7 @@ def test_what_cannot_be_scored_is_refused(folder):
         reward(pixels[:, 0], PROMPTS)
     with pytest.raises(RewardError, match="sees pairs of frames, but this video has 1"):
         reward(pixels[:, :1], PROMPTS)
-    message = r"a prompt contains <\|MQ_reward\|>, a special token of VideoReward: remove it"
+    message = r"contain special tokens .* remove them: prompt 3, 'good <\|MQ_reward\|>'"
     with pytest.raises(RewardError, match=message):
         reward(pixels, [*PROMPTS[:2], "good <|MQ_reward|>"])
 
@@ -324,7 +221,7 @@ def test_code_in_model_pth_is_refused_and_not_run(peft, copy, capsys):
 
 LORA = "base_model.model.model.layers.1.mlp.up_proj"
 NO_LORA = rf"model\.pth has an incomplete LoRA of {LORA}\.base_layer\.weight: download it again"
-NO_MODEL = r"is not a complete VideoReward: \d+ tensors .* such as "
+NO_MODEL = r"is not a complete VideoReward: .*such as "
 LACKING = {
     f"{LORA}.lora_A.default.weight": NO_LORA,
     f"{LORA}.lora_B.default.weight": NO_LORA,
@@ -357,15 +254,19 @@ def test_a_misshapen_lora_is_refused_and_the_language_model_s_head_is_not_needed
 
 
 UNUSABLE = [  # the contents of model_config.json, and the message
-    ("{", r"model_config\.json is damaged, .* \(JSONDecodeError.*\): download it again"),
-    ("[]", r"is damaged, or does not belong to a VideoReward \(TypeError"),
+    ("{", r"model_config\.json, line 1: not valid JSON"),
+    ("[]", r"model_config\.json is not a config of video_align: it holds a list"),
     ('{"data_config": {}}', r"does not belong to a VideoReward \(KeyError\('model_config'\)\)"),
     (settings(lora_r=0), r"does not belong to a VideoReward \(ZeroDivisionError"),
     (settings(prompt_template_type="simple"), "has prompt_template_type 'simple': .* only 'detai"),
     (settings(sample_type="multi_pts"), "has sample_type 'multi_pts': .* supports only 'uniform'"),
     (settings(num_frames=8), "has num_frames 8: video_align supports only None"),
     (settings(use_special_tokens=False), "has use_special_tokens False: .* supports only True"),
-    (settings(output_dim=3), r"1 tensors are missing or do not fit, such as rm_head\.weight"),
+    (
+        settings(output_dim=3),
+        r"1 have another shape, such as rm_head\.weight \(\(1, 32\), not \(3, 32",
+    ),
+    (settings(fps="two"), "has settings that are not numbers"),
 ]
 
 
@@ -395,7 +296,7 @@ def test_the_special_tokens_are_added_to_a_tokenizer_without_them(folder, copy):
 def test_another_tokenizer_is_refused(copy, clip_folder):
     words = copy / "checkpoint-11352/tokenizer"
     qwen_tokenizer("<|one_more|>").save_pretrained(words)
-    message = r"1 tensors .* such as backbone\.language_model\.embed_tokens\.weight"
+    message = r"1 have .* such as backbone\.language_model\.embed_tokens\.weight"
     with pytest.raises(ValueError, match=message):
         load_reward("video_align", copy)
     shutil.rmtree(words)
@@ -412,12 +313,14 @@ def test_missing_files_are_named(copy, tmp_path, clip_folder):
             load_reward("video_align", place)
     words = copy / "checkpoint-11352/tokenizer"
     shutil.move(words, tmp_path / "away")
-    message = r"tokenizer has no tokenizer: download the one next to model\.pth"
+    message = r"tokenizer has no tokenizer\.json or .* There is no such folder"
     with pytest.raises(FileNotFoundError, match=message):
         load_reward("video_align", copy)
     shutil.move(tmp_path / "away", words)
     (copy / "model_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"model_config\.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no model_config\.json\. .* It has checkpoint"
+    ):
         load_reward("video_align", copy)
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from bpgo.rewards import load_reward
 from bpgo.rewards.clip import MEAN, STD
 from bpgo.rewards.image_reward import ImageReward
-from bpgo.rewards.preprocess import centre_crop
+from bpgo.rewards.preprocess import centre_crop, rounded_half
 from bpgo.tokenization import tokenize
 from bpgo.worlds.pretrain import architectures as tiny
 from bpgo.worlds.pretrain.fit import batches, card, optimise, stage_steps, store, write_card
@@ -65,7 +65,7 @@ def fit_clip(
     tokenizer = tiny.clip_tokenizer(vocabulary)
     model = tiny.clip_model(tokenizer)
     index = batches(len(examples.scenes), batch, generator)
-    pixels = centre_crop(examples.pixels, 32, MEAN, STD)
+    pixels = centre_crop(examples.pixels, 32, MEAN, STD, rounded_half)
 
     def loss() -> Tensor:
         chosen = next(index)
@@ -101,7 +101,8 @@ def fit_preference(
     Returns the function that saves the model.
     """
     scenes, length = examples.scenes, model.config["max_length"]
-    pixels = centre_crop(examples.pixels, model.config["vision"]["image_size"], MEAN, STD)
+    side = model.config["vision"]["image_size"]
+    pixels = centre_crop(examples.pixels, side, MEAN, STD, rounded_half)
     rows: dict = {}
     for i, scene in enumerate(scenes):
         rows.setdefault(scene, []).append(i)
@@ -134,7 +135,7 @@ def fit_preference(
 
 def save_reward(model, tokenizer, folder: Path) -> None:
     """Save a model that has a `config` dict, in half precision, and its tokenizer."""
-    (folder / "config.json").write_text(json.dumps(model.config, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps(model.config, indent=1) + "\n", encoding="utf-8")
     weights = {name: tensor.contiguous() for name, tensor in model.half().state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     tokenizer.save_pretrained(folder)
