@@ -302,8 +302,8 @@ class Config:
     reward: Annotated[Rewards, Field(min_length=1)]
     """One reward, or a list of rewards. Their scaled values are added."""
     prompts: str
-    """Text file, JSON lines (`prompt` and, for image-to-video, `image`) or dataset: see
-    bpgo.prompts.read_prompts."""
+    """File (.txt, or a .csv, .tsv, .json, .jsonl or .parquet with the columns `prompt` and, for
+    image-to-video, `image`) or dataset: see bpgo.prompt_files.read_prompts."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)

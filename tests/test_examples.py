@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from bpgo import ras_weights, read_config
 from bpgo.checkpoint import CheckpointError, checkpoints, load_state
 from bpgo.files import SHIPPED, read_log
+from bpgo.prompt_files import read_prompts
 from bpgo.registry import TABLES, find
+from bpgo.rewards import load_reward
 from bpgo.sde import noise_levels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -173,6 +175,18 @@ def test_the_reward(example, tmp_path):
     assert all({"reward", "symmetry"} <= row.keys() for row in rows)
     assert settings(tmp_path / "run").reward[0].name == "own_reward:colour"
     assert weights_changed(tmp_path / "run")
+
+
+def test_the_reward_that_asks_for_a_column_of_the_prompt_file(example, tmp_path):
+    own = example("own_reward")
+    (tmp_path / "p.csv").write_text("prompt,target\na circle,red\na square,blue\n")
+    prompts = read_prompts(str(tmp_path / "p.csv"))
+    pixels = torch.zeros(2, 3, 4, 4)
+    pixels[:, :, :, :2] = torch.tensor(own.COLOURS["red"])[:, None, None]
+    reward = load_reward("own_reward:target_colour")
+    assert reward(pixels, prompts).tolist() == [0.5, 0.0]
+    with pytest.raises(ValueError, match=r"'target'.*'a shape'"):
+        reward(pixels, [*prompts[:1], "a shape"])
 
 
 def test_the_reward_with_weights_compares_an_image_with_its_mirror_image(example):

@@ -26,10 +26,19 @@ def colour(pixels, prompts):
     fractions = torch.zeros(len(prompts))
     for i, prompt in enumerate(prompts):
         for name in COLOURS.keys() & prompt.split():
-            target = pixels.new_tensor(COLOURS[name])[:, None, None]
-            distance = (pixels[i] - target).abs().amax(0)
-            fractions[i] = (distance < 0.25).float().mean()
+            fractions[i] = fraction(pixels[i], name)
     return fractions
+
+
+def target_colour(pixels, prompts, target):
+    """The same for the colour in the column `target` of the prompt file."""
+    return torch.stack([fraction(image, name) for image, name in zip(pixels, target, strict=True)])
+
+
+def fraction(image, name):
+    """The fraction of an image that has a colour."""
+    distance = (image - image.new_tensor(COLOURS[name])[:, None, None]).abs().amax(0)
+    return (distance < 0.25).float().mean()
 
 
 class Symmetry(torch.nn.Module):
