@@ -141,7 +141,10 @@ class RewardConfig:
     process: bool = False
     """Run it in a separate process, which scores while the next micro-batch is sampled."""
     time_limit: Positive = 600.0
-    """Time limit of that process for one micro-batch, in seconds."""
+    """Time limit of that process for one micro-batch, in seconds. Loading may take 600 s or this."""
+    retries: Natural = 0
+    """Number of times a failed call is repeated, after a server's error or the end of the reward's
+    process, before the run ends."""
 
 
 Rewards = Annotated[list[RewardConfig], BeforeValidator(_as_list)]  # a preset may give just one

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bpgo.conditioning import Conditions
 from bpgo.prompts import key_of
+from bpgo.rewards.checks import check_samples
 from bpgo.rollout import integrate, micro_batches, row_noise, seed_of, select
 from bpgo.sde import sigma_grid
 
@@ -50,7 +51,8 @@ def evaluate(
 ) -> Scores:
     """Sample every prompt `samples` times with the ODE, and score the samples with all metrics.
 
-    A metric receives all samples of a prompt in one call. conditions: encodes prompts (None: the
+    A metric receives all samples of a prompt in one call. Raises RewardError if the policy decodes
+    to pixels that are not finite or not in [0, 1]. conditions: encodes prompts (None: the
     policy does). keep: of how many prompts, from the first on, the samples are returned (None: of
     all); the others are dropped once they are scored.
     """
@@ -98,12 +100,17 @@ def _sample(
 
 
 def _score(metrics: dict[str, Metric], pixels: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-    """(B,) float32 values of each metric on the CPU. A metric may give several values by name."""
+    """(B,) float32 values of each metric on the CPU. A metric may give several values by name.
+
+    Each metric gets its own copies, so what it changes in place does not reach the others. Raises
+    RewardError for pixels that are not finite or not in [0, 1].
+    """
+    check_samples(pixels, prompts, "evaluation")
     found = {}
     for name, metric in metrics.items():
-        values = metric(pixels, prompts)
+        values = metric(pixels.clone(), list(prompts))
         found |= values if isinstance(values, dict) else {name: values}
-    return {name: values.float().cpu() for name, values in found.items()}
+    return {name: values.detach().float().cpu() for name, values in found.items()}
 
 
 def divide_prompts(prompts: list[str], processes: int) -> list[list[int]]:

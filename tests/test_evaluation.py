@@ -29,11 +29,14 @@ class Noise:
         return -cond["number"][:, None, None, None].expand_as(x)
 
     def decode(self, x):
-        return x
+        return x / SPREAD + 0.5
+
+
+SPREAD = 20  # latents from -10 to 10 become pixels in [0, 1]
 
 
 def mean(pixels, prompts):
-    return pixels.flatten(1).mean(1)
+    return SPREAD * (pixels.flatten(1).mean(1) - 0.5)
 
 
 PROMPTS = ["a", "bb", "ccc", "bb"]
@@ -43,7 +46,7 @@ GIVEN = {"metrics": {"mean": mean}, "samples": 3, "steps": 2, "shift": 3.0}
 def test_samples_and_scores_are_those_of_their_prompts():
     found = evaluate(Noise(), PROMPTS, **GIVEN)
     assert found.pixels.shape == (4, 3, 3, 4, 4)
-    assert torch.equal(found.scores["mean"], found.pixels.flatten(2).mean(2))
+    assert torch.equal(found.scores["mean"], SPREAD * (found.pixels.flatten(2).mean(2) - 0.5))
     lengths = found.scores["mean"].mean(1)
     torch.testing.assert_close(lengths, torch.tensor([1.0, 2.0, 3.0, 2.0]), atol=0.5, rtol=0)
     assert found.means() == {"mean": pytest.approx(found.scores["mean"].mean().item())}
@@ -87,6 +90,34 @@ def test_a_metric_may_give_several_values_and_may_be_undefined():
     assert found.scores["short"][0].tolist() == [0.5] * 3
     assert found.scores["short"][1:].isnan().all()
     assert found.means()["short"] == 0.5
+
+
+def test_a_metric_that_changes_its_input_in_place_changes_nothing_else():
+    def careless(pixels, prompts):
+        prompts.clear()
+        return pixels.mul_(0).flatten(1).sum(1)
+
+    alone = evaluate(Noise(), PROMPTS, **GIVEN)
+    both = evaluate(Noise(), PROMPTS, **GIVEN | {"metrics": {"careless": careless, "mean": mean}})
+    assert torch.equal(both.scores["mean"], alone.scores["mean"])
+    assert torch.equal(both.pixels, alone.pixels)
+
+
+class Damaged(Noise):
+    def __init__(self, decode):
+        self.decode = decode
+
+
+@pytest.mark.parametrize(
+    ("decode", "message"),
+    [
+        (lambda x: x * torch.nan, "not finite: sample 0, for prompt 'a', contains nan"),
+        (lambda x: x.clamp(-1, 1), r"if they are in \[-1, 1\], use \(x \+ 1\) / 2"),
+    ],
+)
+def test_pixels_that_no_metric_can_read_are_refused(decode, message):
+    with pytest.raises(ValueError, match=f"^evaluation: .*{message}"):
+        evaluate(Damaged(decode), PROMPTS, **GIVEN)
 
 
 def test_samples_are_dropped_if_they_are_not_kept():

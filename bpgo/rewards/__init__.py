@@ -1,7 +1,15 @@
 """Rewards: `reward(pixels, prompts) -> (B,)` float32, higher is better.
 
-They depend only on pixels and prompts. pixels are (B, 3, H, W) images or
-(B, F, 3, H, W) videos in [0, 1].
+pixels: float32 tensor in [0, 1], (B, 3, H, W) images or (B, F, 3, H, W) videos. prompts: a list of
+B strings. Row i of the pixels was sampled for prompts[i]; rows are scored independently.
+
+A reward of your own may ask for further columns of the prompt file by name, as lists with one entry
+per prompt: `def reward(pixels, prompts, answer)`. It gets its own copy of the pixels, on its own
+device (the one given to `load_reward`) and without gradients, and may change them in place. It may
+return anything that torch.as_tensor turns into B real numbers; truth values are 0 and 1.
+
+Rewards from `load_reward` and `load_rewards` check what they are given and what they return:
+see `checked`.
 """
 
 from __future__ import annotations
@@ -18,13 +26,24 @@ from torch import Tensor
 
 from bpgo.files import cached_snapshot, check_weights, from_hub, resolve
 from bpgo.memory import is_out_of_memory
+from bpgo.prompts import with_columns
 from bpgo.registry import TABLES, arguments, find
+from bpgo.rewards.checks import CallError, RewardError, check_samples, numbers
+from bpgo.rewards.retry import retried, with_same_draws
 
+__all__ = [
+    "CallError",
+    "Reward",
+    "RewardError",
+    "checked",
+    "collect",
+    "load_reward",
+    "load_rewards",
+    "published_weights",
+    "submit",
+    "total",
+]
 Reward = Callable[[Tensor, list[str]], Tensor]
-
-
-class RewardError(ValueError):
-    """A reward raised an error, or returned something that cannot be trained on."""
 
 
 # ---------------------------------------------------------------------------------------- loading
@@ -41,7 +60,8 @@ def load_reward(
 
     name: one of the registry, or `module:attribute`. An attribute that is a function is the reward
     itself. An attribute that is a class is instantiated with `path`, `device` (if its signature has
-    them) and the options, and moved to the device if it is a torch module.
+    them) and the options, and moved to the device if it is a torch module. Both get pixels on this
+    device, and the columns of the prompts that they ask for.
     path_or_hub_id: None loads the published weights. options: further arguments of the loader.
     The values are multiplied by `scale`.
 
@@ -53,18 +73,33 @@ def load_reward(
         score = _load_known(name, path_or_hub_id, device, options)
     else:
         score = _load_own(name, path_or_hub_id, device, options)
-    return partial(checked, score if scale == 1 else partial(_scaled, score, scale), name)
+        score = partial(_on_device, with_columns(score, f"reward {name!r}"), device)
+    return partial(checked, score, name, scale=scale)
 
 
 def load_rewards(configs: list, device: str = "cpu") -> dict[str, Reward]:
-    """The rewards of these `RewardConfig`s, by name. A second one of a name is called `name-2`."""
+    """The rewards of these `RewardConfig`s, by name. A second one of a name is called `name-2`.
+
+    Failed calls are repeated as `reward.retries` says: see `bpgo.rewards.retry.retried`. Raises
+    errors as `load_reward` does, and ValueError for an option that has the name of a setting.
+    """
     from bpgo.rewards.worker import Worker
 
     rewards = {}
     for c in configs:
         given = dict(name=c.name, path_or_hub_id=c.path, device=c.device or device, scale=c.scale)
-        load = partial(Worker, time_limit=c.time_limit) if c.process else load_reward
-        rewards[_unused(c.name, rewards)] = load(**given, **c.options)
+        for option in given.keys() & c.options.keys():
+            raise ValueError(
+                f"reward {c.name!r}: {option!r} cannot be one of its options, because load_reward "
+                f"has an argument of that name: give the option another name"
+            )
+        if c.process:
+            limits = dict(time_limit=c.time_limit, retries=c.retries)
+            reward = Worker(**given, **limits, options=c.options)
+        else:
+            reward = load_reward(**given, **c.options)
+            reward = partial(retried, partial(with_same_draws, reward), c.name, c.retries)
+        rewards[_unused(c.name, rewards)] = reward
     return rewards
 
 
@@ -108,8 +143,8 @@ def _load_own(name: str, path: str | Path | None, device: str, options: dict) ->
     return score
 
 
-def _scaled(score: Reward, scale: float, pixels: Tensor, prompts: list[str]) -> Tensor:
-    return scale * score(pixels, prompts)
+def _on_device(score: Reward, device: str, pixels: Tensor, prompts: list[str]) -> Tensor:
+    return score(pixels.to(device), prompts)
 
 
 def _unused(name: str, taken: dict) -> str:
@@ -159,17 +194,24 @@ def total(rewards: dict[str, Reward]) -> Reward:
 
 
 @torch.no_grad()
-def checked(reward: Reward, name: str, pixels: Tensor, prompts: list[str]) -> Tensor:
-    """(B,) float32 values of a reward, without gradients, on the device of the pixels.
+def checked(
+    reward: Reward, name: str, pixels: Tensor, prompts: list[str], scale: float = 1.0
+) -> Tensor:
+    """(B,) float32 values of a reward times `scale`, on the device of the pixels.
 
-    Raises RewardError, with the reward's name, for anything but B finite numbers and for whatever
-    the reward raises; MemoryError if it runs out of memory.
+    The reward gets copies, so what it changes in place changes nothing else. Its copy of the pixels
+    is float32 and has no gradients. What it does to torch's gradient mode and default dtype is
+    undone.
+
+    Raises RewardError, with the reward's name, for pixels and prompts as `check_samples` does, and
+    for anything but B finite real numbers; its subclass CallError for whatever the reward raises;
+    MemoryError if it runs out of memory.
     """
-    samples = "videos" if pixels.ndim == 5 else "images"
-    if len(pixels) != len(prompts):
-        raise RewardError(f"reward {name!r}: {len(pixels)} {samples} for {len(prompts)} prompts")
+    check_samples(pixels, prompts, f"reward {name!r}")
+    copies = pixels.detach().to(torch.float32, copy=True), list(prompts)
+    dtype = torch.get_default_dtype()
     try:
-        values = torch.as_tensor(reward(pixels, prompts), dtype=torch.float32, device=pixels.device)
+        returned = reward(*copies)
     except RewardError:
         raise
     except Exception as error:  # from any user's code, so the message must name the reward
@@ -177,12 +219,30 @@ def checked(reward: Reward, name: str, pixels: Tensor, prompts: list[str]) -> Te
             raise MemoryError(
                 f"reward {name!r} (set reward.device to move it, for example to cpu): {error}"
             ) from error
-        raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
+        raise CallError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
+    finally:
+        torch.set_default_dtype(dtype)
+    return _checked_values(returned, name, pixels, prompts, scale)
+
+
+def _checked_values(
+    returned: object, name: str, pixels: Tensor, prompts: list[str], scale: float
+) -> Tensor:
+    samples = f"{len(prompts)} {'videos' if pixels.ndim == 5 else 'images'}"
+    try:
+        values = numbers(returned)
+    except TypeError as error:
+        raise RewardError(
+            f"reward {name!r} {error}; it must return ({len(prompts)},) numbers for {samples}"
+        ) from error
     if values.shape != (len(prompts),):
         raise RewardError(
-            f"reward {name!r} returned shape {tuple(values.shape)} for {len(prompts)} {samples}; "
+            f"reward {name!r} returned shape {tuple(values.shape)} for {samples}; "
             f"it must be ({len(prompts)},)"
         )
+    if scale != 1:
+        values = scale * values
+    values = values.to(torch.float32).to(pixels.device)  # mps has no float64
     bad = (~values.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise RewardError(
