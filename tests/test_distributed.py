@@ -265,6 +265,22 @@ def test_averaged_weights_of_shards_are_evaluated_and_then_taken_back(presets, t
             assert other["reward"] == pytest.approx(row["reward"], abs=2e-5)
 
 
+@pytest.mark.parametrize("adapters", [[], ["generator.lora_rank=2"]], ids=["weights", "LoRA"])
+def test_the_divergence_from_the_starting_model_is_that_of_one_process(presets, tmp_path, adapters):
+    """In the second iteration, whose weights differ by rounding alone. In the first it is 0."""
+    overrides = ["objective.kl=1", "optimiser.updates=1", "optimiser.learning_rate=1e-4", *adapters]
+    rows = {}
+    for name, (count, *how) in HOW.items():
+        folder = train(count, presets["t2i"], tmp_path / name, *how, overrides=overrides)
+        rows[name] = read_log(folder / "metrics.jsonl")
+        assert [row["gradient_accumulation"] for row in rows[name]] == [4, 4]
+    assert rows["one"][1]["kl"] > 0
+    for name in ("two", "shards"):
+        assert rows[name][0]["kl"] == rows["one"][0]["kl"] == 0
+        assert rows[name][1]["kl"] == pytest.approx(rows["one"][1]["kl"], rel=0.01)
+        assert rows[name][1]["loss"] == pytest.approx(rows["one"][1]["loss"], rel=0.01, abs=1e-5)
+
+
 def test_a_ratio_that_is_not_one_in_any_process_is_noticed(presets, tmp_path):
     folder = train(2, presets["t2i"], tmp_path / "run", move_log_prob, overrides=["iterations=1"])
     (row,) = read_log(folder / "metrics.jsonl")

@@ -24,6 +24,8 @@ def flops(config: Config, footprint: Footprint, processes: int = 1) -> float:
         passes_per_trained_step += 1  # the forward pass again
     updates = trained_steps(config) * config.optimiser.epochs * passes_per_trained_step
     passes = config.sampling.steps + updates
+    if config.objective.kl:
+        passes += trained_steps(config)  # of the starting model
     return _flops_per_pass(footprint) * rows_per_process(config, processes) * passes
 
 

@@ -38,6 +38,7 @@ class Permanent(Bytes):
     gradients: int
     moments: int = field(metadata={"label": "AdamW's moments"})
     averaged_weights: int
+    starting_weights: int
     ddp_buckets: int = field(metadata={"label": "buckets of DDP"})
     gathered_blocks: int
     rewards: int
@@ -192,7 +193,7 @@ def transformer_names(footprint: Footprint) -> list[str]:
 def _of_training(
     config: Config, footprint: Footprint, weights: Weights, launch: Launch
 ) -> dict[str, int]:
-    """Bytes of the trained weights, their gradients, moments, averages and buffers."""
+    """Bytes of the trained weights, their gradients, moments, averages, copies and buffers."""
     each = footprint.pipeline.parts["transformer"].parameters
     if config.generator.lora_rank:
         each = lora_parameters(config, footprint)
@@ -204,6 +205,7 @@ def _of_training(
         "gradients": 4 * trained // launch.shards,
         "moments": 8 * trained // launch.shards,
         "averaged_weights": 4 * trained // launch.shards if config.optimiser.ema_decay else 0,
+        "starting_weights": 4 * trained // launch.shards if config.objective.kl else 0,
         "ddp_buckets": 4 * trained if copies else 0,
         "gathered_blocks": gathered if launch.sharded else 0,
     }
@@ -226,8 +228,12 @@ def _phases(config: Config, footprint: Footprint, weights: Weights, launch: Laun
 
 
 def _rollout(config: Config, footprint: Footprint, launch: Launch) -> int:
-    """Bytes of the samples of an iteration, and of their states around each trained step."""
-    states = 1 + 2 * trained_steps(config)
+    """Bytes of the samples of an iteration, and of their states around each trained step.
+
+    With a KL term there is also the mean of each trained step of the starting model.
+    """
+    per_trained_step = 3 if config.objective.kl else 2
+    states = 1 + per_trained_step * trained_steps(config)
     rows = rows_per_process(config, launch.processes)
     return 4 * rows * footprint.sample.latent * states
 
