@@ -96,13 +96,14 @@ class FluxPolicy(Placed):
     def check(self, prompts: list[str], images=None) -> None:
         """Check prompts without encoding them, which is cheap.
 
-        Raises ValueError for an empty list or prompt, for words that the tokenizer does not know,
-        and for images, which FLUX does not take.
+        Raises ValueError for an empty list or prompt, for words that a tokenizer does not know (see
+        `refuse_unknown_words`), and for images, which FLUX does not take.
         """
         if images is not None:
             raise ValueError("FLUX is text-to-image: it takes no images")
         refuse_empty(prompts)
         refuse_unknown_words(self.pipeline.tokenizer_2, prompts)
+        refuse_unknown_words(self.pipeline.tokenizer, prompts)
 
     def embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """`encode` without its checks and with gradients, for training the text encoders."""

@@ -20,7 +20,7 @@ from bpgo.generators.wan_checks import (
     refuse_images,
     refuse_other_pipelines,
 )
-from bpgo.prompts import pixels_of
+from bpgo.prompts import Prompt, pixels_of
 from bpgo.tokenization import padded, refuse_empty, refuse_unknown_words
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -146,12 +146,12 @@ class WanPolicy(Placed):
     def check(self, prompts: list[str], images=None) -> None:
         """Check prompts and images without encoding them, which is cheap.
 
-        Raises ValueError for an empty list or prompt, for words that the tokenizer does not know,
-        and for images that are missing, not expected, or do not fit.
+        Raises ValueError for an empty list or prompt, for words that the tokenizer does not know
+        (see `refuse_unknown_words`), and for images that are missing, not expected, or do not fit.
         """
         refuse_empty(prompts, clean)
-        texts = [clean(prompt) for prompt in (*prompts, self.negative_prompt)]
-        refuse_unknown_words(self.pipeline.tokenizer, texts)
+        negative = Prompt(self.negative_prompt, where="the negative prompt")
+        refuse_unknown_words(self.pipeline.tokenizer, [*prompts, negative], clean)
         if not self.takes_images:
             if images is not None:
                 raise ValueError("this Wan is text-to-video: it takes no images")

@@ -108,9 +108,9 @@ def test_an_empty_list_or_prompt_is_refused(t2v, bad):
 
 
 def test_unknown_words_are_named_in_prompts_and_in_the_negative_one(t2v):
-    with pytest.raises(ValueError, match=r"'a mauve circle' has words .* know: mauve"):
+    with pytest.raises(ValueError, match=r"does not know these words, .*'a mauve circle': mauve"):
         t2v.encode(["a red circle", "a mauve circle"])
-    with pytest.raises(ValueError, match="know: blurry"):
+    with pytest.raises(ValueError, match="the negative prompt, 'blurry': blurry"):
         remade(t2v, negative_prompt="blurry").check(PROMPTS)
 
 
