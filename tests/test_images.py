@@ -146,7 +146,9 @@ def test_32_bits_keep_their_range(values):
 @pytest.mark.parametrize("value", [-1, 70000, np.nan, np.inf])
 def test_values_of_which_white_is_not_known_are_refused(value):
     content = saved(Image.fromarray(np.array([[0, value]], np.float32)), "TIFF")
-    with pytest.raises(ValueError, match=r"the values of its image range from .* PNG with 8 or 16 bits"):
+    with pytest.raises(
+        ValueError, match=r"the values of its image range from .* PNG with 8 or 16 bits"
+    ):
         open_image(content, HERE, "here")
 
 
