@@ -131,6 +131,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     sample.add_argument("-o", "--output", help="file: .png, for videos .gif (default: in RUN)")
     sample.add_argument("-n", "--samples", type=int, default=8, help="per prompt (default 8)")
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
+    sample.add_argument("--image", metavar="FILE", help="first frame, for image-to-video")
     sample.add_argument("--steps", type=int, help="ODE steps (default: as in evaluations)")
     _takes_iteration(sample)
 
@@ -225,9 +226,10 @@ def _train(options) -> int:
 
 def _preflight(options) -> int:
     config = _config(options)
+    launch = None if options.launch is None else str(expand(options.launch))
     from bpgo.preflight import run
 
-    return run(config, options.download, options.launch, options.gigabytes, options.teraflops)
+    return run(config, options.download, launch, options.gigabytes, options.teraflops)
 
 
 def _branch(options) -> int:
@@ -250,10 +252,11 @@ def _export(options) -> int:
 def _sample(options) -> int:
     folder = expand(options.folder)
     output = None if options.output is None else expand(options.output)
-    from bpgo.sample import sample_run
+    from bpgo.sample import sample_run, with_image
 
     o = options
-    print(sample_run(folder, o.prompts, output, o.at, o.seed, o.samples, o.steps))
+    prompts = o.prompts if o.image is None else with_image(o.prompts, expand(o.image))
+    print(sample_run(folder, prompts, output, o.at, o.seed, o.samples, o.steps))
     return 0
 
 

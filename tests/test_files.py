@@ -18,8 +18,10 @@ from safetensors.numpy import save_file
 
 from bpgo import files
 from bpgo.analysis.runs import Run, read_run
+from bpgo.config import read_config
 from bpgo.files import check_safetensors, expand, resolve
 from bpgo.records import read_record, read_records, record
+from bpgo.trainer import Trainer
 
 examples = settings(
     max_examples=60,
@@ -91,6 +93,11 @@ def test_records_and_logs_are_found_below_the_home_folder(monkeypatch, tmp_path,
     for name in Run._fields:
         (tmp_path / "run" / f"{name}.jsonl").write_text('{"iteration": 1}\n')
     assert read_run("~/run").metrics == [{"iteration": 1}]
+
+
+def test_the_trainer_expands_its_folder():
+    with pytest.raises(ValueError, match="there is no home folder for ~nobody-here"):
+        Trainer(read_config("t2i-tiny"), "~nobody-here/x")
 
 
 # ---------------------------------------------------------------------------------------- encoding

@@ -51,6 +51,7 @@ def stand_in(monkeypatch, name, **attributes):
         (["train", "t2i-tiny", "--output", "~nobody-here/x"], "there is no home folder for"),
         (["train", "~nobody-here/x.yaml", "--output", "{out}"], "there is no home folder for"),
         (["train", "t2i-tiny", "--output", "{out}", "reward.device=gpu"], "did you mean 'cuda'"),
+        (["preflight", "t2i-tiny", "--launch", ""], "'' is not a path"),
         (["report", "~nobody-here/run"], "there is no home folder for"),
         (["branch", "~nobody-here/run", "--output", "{out}"], "there is no home folder for"),
         (["pretrain", "--output", "~nobody-here/x"], "there is no home folder for"),
@@ -248,7 +249,8 @@ def test_paths_are_expanded_and_arguments_passed(
     monkeypatch.setenv("HOME", str(tmp_path))
     module, _, name = function.partition(":")
     given = []
-    stand_in(monkeypatch, module, **{name: lambda *values: given.append(values)})
+    functions = {name: lambda *values: given.append(values), "with_image": None}
+    stand_in(monkeypatch, module, **functions)
     assert main(arguments) == 0
 
     def in_home(value):
