@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bpgo.files import cached_snapshot, check_weights, from_hub, resolve
 from bpgo.memory import is_out_of_memory
-from bpgo.prompts import with_columns
+from bpgo.prompts import columns_for, with_columns
 from bpgo.registry import TABLES, arguments, find
 from bpgo.rewards.checks import CallError, RewardError, check_samples, numbers
 from bpgo.rewards.retry import retried, with_same_draws
@@ -35,6 +35,7 @@ __all__ = [
     "CallError",
     "Reward",
     "RewardError",
+    "check_columns",
     "checked",
     "collect",
     "load_reward",
@@ -101,6 +102,21 @@ def load_rewards(configs: list, device: str = "cpu") -> dict[str, Reward]:
             reward = partial(retried, partial(with_same_draws, reward), c.name, c.retries)
         rewards[_unused(c.name, rewards)] = reward
     return rewards
+
+
+def check_columns(name: str, prompts: list[str]) -> None:
+    """Raise ValueError, as `columns_for` does, if prompts lack a column that this reward asks for.
+
+    The reward is not loaded.
+    """
+    if name in TABLES["reward"]:
+        return
+    found = find("reward", name)
+    if isinstance(found, type):
+        is_module = issubclass(found, torch.nn.Module)
+        method = found.forward if is_module else found.__call__
+        found = partial(method, None)  # in place of self
+    columns_for(found, prompts, f"reward {name!r}")
 
 
 def published_weights(name: str) -> str | None:

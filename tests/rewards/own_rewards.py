@@ -9,8 +9,8 @@ import torch
 
 
 def exact(pixels, prompts, answer):
-    """Brightness times the column `answer`."""
-    return pixels.mean((1, 2, 3)) * torch.tensor(answer)
+    """Brightness times the column `answer`, a number or its text."""
+    return pixels.mean((1, 2, 3)) * torch.tensor([float(text) for text in answer])
 
 
 class Exact:

@@ -14,6 +14,7 @@ from bpgo.prompts import Prompt
 from bpgo.registry import TABLES
 from bpgo.rewards import (
     RewardError,
+    check_columns,
     checked,
     collect,
     load_reward,
@@ -266,6 +267,15 @@ def test_a_reward_gets_the_columns_that_it_asks_for(name):
     assert reward(torch.ones(2, 3, 8, 8), QUESTIONS).tolist() == [2, 3]
     with pytest.raises(RewardError, match=r"takes the column 'answer' of the prompts, but .* '4'"):
         reward(torch.ones(2, 3, 8, 8), [QUESTIONS[0], "4"])
+
+
+@pytest.mark.parametrize("name", ["exact", "Exact", "ExactModule"])
+def test_columns_are_checked_on_all_prompts_before_a_reward_is_loaded(name):
+    own = f"tests.rewards.own_rewards:{name}"
+    check_columns(own, QUESTIONS)
+    check_columns("clip", ["4"])
+    with pytest.raises(ValueError, match=f"reward '{own}' takes the column 'answer' .*'4'"):
+        check_columns(own, [*QUESTIONS, "4"])
 
 
 def test_a_reward_gets_pixels_on_its_own_device():

@@ -1,6 +1,5 @@
 """Rewards in processes of their own: sums with others, and what is said if one hangs or dies."""
 
-import csv
 import multiprocessing
 import os
 import signal
@@ -19,6 +18,7 @@ import bpgo.rewards.worker as worker_module
 from bpgo.__main__ import main
 from bpgo.config import RewardConfig, build_config
 from bpgo.files import read_log
+from bpgo.prompt_files import read_prompts
 from bpgo.prompts import Prompt
 from bpgo.rewards import RewardError, collect, load_reward, load_rewards, submit, total
 from bpgo.rewards.retry import RetryWarning
@@ -240,10 +240,7 @@ def test_pixels_that_require_gradients_are_scored(start, pixels):
 def test_columns_of_the_prompts_reach_the_process(start, tmp_path):
     file = tmp_path / "questions.csv"
     file.write_text("prompt,answer\nhow many?,2\nand now?,3\n")
-    prompts = [
-        Prompt(row["prompt"], where=f"{file}, line {i}", columns={"answer": int(row["answer"])})
-        for i, row in enumerate(csv.DictReader(file.open()), 2)
-    ]
+    prompts = read_prompts(str(file))
     pixels = torch.stack([torch.full((3, 8, 8), x) for x in (0.5, 1.0)])
     for reward in (load_reward(f"{OWN}exact"), start(f"{OWN}exact"), start(f"{OWN}Exact")):
         assert reward(pixels, prompts).tolist() == [1.0, 3.0]
