@@ -153,6 +153,31 @@ def test_gradients_of_an_interrupted_update_do_not_reach_the_next(make):
     assert all_equal(weights(clean), weights(interrupted))
 
 
+def test_an_interrupted_update_makes_no_step_of_an_expert_that_the_next_does_not_reach(make):
+    """With one trained step, an update reaches one of the two experts."""
+    trainer = make("i2v", sampling={"window": 1})
+    for p in trainer.parameters.values():
+        p.grad = torch.ones_like(p)
+    trainer.step()
+    state = trainer.optimiser.state
+    stepped = {name.split(".")[0] for name, p in trainer.parameters.items() if state[p]}
+    assert len(stepped) == 1
+
+
+def test_what_is_logged_is_the_mean_over_optimiser_steps(make, monkeypatch):
+    """Of gradient norms, as torch's clipping returns them."""
+    norms, clip_gradients = [], update.clip_gradients
+
+    def noted(*given):
+        norms.append(clip_gradients(*given))
+        return norms[-1]
+
+    monkeypatch.setattr(update, "clip_gradients", noted)
+    metrics = make(optimiser={"updates": 2, "epochs": 2}).step()
+    assert len(norms) == 4
+    assert metrics["grad_norm"] == pytest.approx(sum(norms).item() / 4, rel=1e-5)
+
+
 def test_gradient_checkpointing_does_not_change_the_gradient(make):
     plain, saving = (
         make(generator={"gradient_checkpointing": flag}).step() for flag in (False, True)
