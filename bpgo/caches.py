@@ -40,7 +40,7 @@ def redirect_caches() -> str | None:
         return None
     folder = _temporary()
     names = {"BPGO_CACHE": "bpgo", "MPLCONFIGDIR": "matplotlib", "TRITON_CACHE_DIR": "triton"}
-    if "XDG_CACHE_HOME" not in os.environ and not _home_hub().is_dir():
+    if "XDG_CACHE_HOME" not in os.environ and not _has_hub_cache():
         names["HF_HOME"] = "huggingface"
     missing = [name for name in names if not os.environ.get(name)]
     if not missing:
@@ -57,16 +57,25 @@ def writable(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK)
 
 
+def _home() -> Path | None:
+    """The home folder; None if neither HOME nor the system's list of users says which it is."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
 def _home_cache() -> Path | None:
     """~/.cache, or None if there is no home folder, or it cannot be written to."""
-    home = os.path.expanduser("~")  # `~` itself if neither HOME nor the user's entry exists
-    if home.startswith("~") or not writable(Path(home) / ".cache"):
+    home = _home()
+    if home is None or not writable(home / ".cache"):
         return None
-    return Path(home) / ".cache"
+    return home / ".cache"
 
 
-def _home_hub() -> Path:
-    return Path(os.path.expanduser("~")) / ".cache" / "huggingface"
+def _has_hub_cache() -> bool:
+    home = _home()
+    return home is not None and (home / ".cache" / "huggingface").is_dir()
 
 
 def _temporary() -> Path:
@@ -74,6 +83,6 @@ def _temporary() -> Path:
 
 
 def _note(folder: Path) -> str:
-    home = os.path.expanduser("~")
-    why = "there is no home folder" if home.startswith("~") else f"{home} cannot be written to"
+    home = _home()
+    why = "there is no home folder" if home is None else f"{home} cannot be written to"
     return f"{why}, so caches are in {folder}, which may not last."
