@@ -172,7 +172,7 @@ CORRUPTIONS = {
 
 def graded(file):
     """{key of a prompt: whether it leaves anything open} of a graded prompt file."""
-    rows = [json.loads(line) for line in resolve(file).read_text().splitlines()]
+    rows = [json.loads(line) for line in resolve(file).read_text(encoding="utf-8").splitlines()]
     by_text = {row["prompt"]: row["bits"] > 0 for row in rows}
     return by_text | {key_of(prompt): by_text[str(prompt)] for prompt in read_prompts(file)}
 
