@@ -86,4 +86,5 @@ def each_once(prompts: list[str]) -> list[str]:
 
 
 def _ids(tokenizer, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    # verbose=False: without the warning that the text is longer than the model reads.
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from bpgo.rewards import load_reward
 from bpgo.rewards.checks import CallError, RewardError, check_form
+from bpgo.rewards.prompt_checks import prompt_check
 from bpgo.rewards.retry import retried
 
 LOADING_LIMIT = 600.0  # seconds
@@ -68,7 +69,7 @@ class Worker:
             self._start()
         except CallError as error:
             raise CallError(f"{error}: {REMEDY}") from None
-        self.calls: queue.SimpleQueue[tuple[Future, Tensor, list[str]]] = queue.SimpleQueue()
+        self.calls: queue.SimpleQueue[tuple[Future, Tensor | None, list[str]]] = queue.SimpleQueue()
         threading.Thread(target=self._answer_calls, daemon=True).start()
 
     def submit(self, pixels: Tensor, prompts: list[str]) -> Future[Tensor]:
@@ -82,6 +83,12 @@ class Worker:
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         return self.submit(pixels, prompts).result()
 
+    def check_prompts(self, prompts: list[str]) -> None:
+        """Raise ValueError for prompts that the reward refuses, without scoring them."""
+        future: Future[None] = Future()
+        self.calls.put((future, None, list(prompts)))
+        future.result()
+
     def close(self) -> None:
         """End the process for good."""
         self.closed = True
@@ -93,7 +100,10 @@ class Worker:
             future, pixels, prompts = self.calls.get()
             call = partial(retried, self._score, self.name, self.retries)
             try:
-                future.set_result(call(pixels.cpu(), prompts).to(pixels.device))
+                if pixels is None:
+                    future.set_result(call(None, prompts))
+                else:
+                    future.set_result(call(pixels.cpu(), prompts).to(pixels.device))
             except Exception as error:  # raised where the result is asked for
                 if self.failed:
                     self.closed = True
@@ -101,8 +111,11 @@ class Worker:
                         error = CallError(f"{error}: {REMEDY}")
                 future.set_exception(error)
 
-    def _score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        """Score once. If the last call has failed, this one is its repetition in a new process."""
+    def _score(self, pixels: Tensor | None, prompts: list[str]) -> Tensor | None:
+        """Score once, or without pixels check the prompts.
+
+        If the last call has failed, this one is its repetition in a new process.
+        """
         if self.closed:
             raise RewardError(f"{self._ended()}: {REMEDY}")
         if self.failed:
@@ -123,7 +136,7 @@ class Worker:
         self._exchange(None, max(self.time_limit, LOADING_LIMIT))
         self.failed = False
 
-    def _exchange(self, call: tuple[Tensor, list[str]] | None, limit: float):
+    def _exchange(self, call: tuple[Tensor | None, list[str]] | None, limit: float):
         """Send a call, or None to wait for the reward to load, and receive the answer."""
         deadline = time.monotonic() + limit
         timer = threading.Timer(limit, self.process.kill)  # ends a call that cannot be sent, too
@@ -199,11 +212,21 @@ def _answer(pipe, given: dict) -> None:
     pipe.send(None)
     while True:
         pixels, prompts = pipe.recv()
+        if pixels is None:
+            pipe.send(_check(reward, prompts))
+            continue
         try:
             answer = reward(pixels, prompts)
         except (RewardError, MemoryError) as error:
             answer = _portable(error)
         pipe.send(answer)
+
+
+def _check(reward, prompts: list[str]) -> Exception | None:
+    try:
+        return prompt_check(reward)(prompts)
+    except Exception as error:  # from any user's code
+        return _portable(error)
 
 
 def _end_with_parent() -> None:
