@@ -312,7 +312,7 @@ class Trainer:
         with memory_explained(self.config), self.averaged_weights(), full_weights(trained):
             if self.accelerator.is_main_process:
                 evaluations = read_log(self.output / "evaluations.jsonl")
-                export(self.policy, self.config, evaluations, folder)
+                export(self.policy, self.config, self.iteration, evaluations, folder)
 
     # ----------------------------------------------------------------------- evaluation and logs
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from bpgo.generators.lora import add_lora, save_lora
 from bpgo.generators.lora_files import load_adapters
 from bpgo.generators.offload import Placed
+from bpgo.generators.saving import save_pipeline
 from bpgo.tokenization import padded, refuse_empty, refuse_unknown_words
 
 LORA_TARGETS = (
@@ -169,7 +170,7 @@ class FluxPolicy(Placed):
         if lora:
             save_lora(self.pipeline, folder)
         else:
-            self.pipeline.save_pretrained(folder)
+            save_pipeline(self.pipeline, folder)
 
 
 def _pack(x: Tensor) -> Tensor:

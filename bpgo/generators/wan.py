@@ -14,6 +14,7 @@ from torch import Tensor
 from bpgo.generators.lora import add_lora, save_lora
 from bpgo.generators.lora_files import load_adapters
 from bpgo.generators.offload import Placed
+from bpgo.generators.saving import save_pipeline
 from bpgo.generators.wan_checks import (
     check_guidance,
     check_parts,
@@ -294,7 +295,7 @@ class WanPolicy(Placed):
         `load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)`.
         """
         if not lora:
-            self.pipeline.save_pretrained(folder)
+            save_pipeline(self.pipeline, folder)
             return
         for name in self.modules:
             place = Path(folder) if name == "transformer" else Path(folder) / name
