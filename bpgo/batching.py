@@ -38,12 +38,52 @@ def rows_per_process(config: Config, processes: int = 1) -> int:
     return config.groups // processes * config.group_size
 
 
+def rows_per_update(config: Config, processes: int = 1) -> int:
+    """Samples that one process uses for an optimiser step."""
+    return rows_per_process(config, processes) // config.optimiser.updates
+
+
 def micro_batch_size(config: Config, processes: int = 1) -> int:
     """Samples in one model call.
 
     This is the largest divisor of an update's rows that is at most `sampling.micro_batch`. Every
     micro-batch therefore has the same size and belongs to one update.
     """
-    per_update = rows_per_process(config, processes) // config.optimiser.updates
-    limit = min(config.sampling.micro_batch or per_update, per_update)
-    return next(size for size in range(limit, 0, -1) if per_update % size == 0)
+    per_update = rows_per_update(config, processes)
+    return _largest_divisor(per_update, config.sampling.micro_batch or per_update)
+
+
+def small_micro_batch(config: Config, processes: int = 1) -> str | None:
+    """A warning if model calls take less than half of the samples that the settings allow.
+
+    None if they do not. With 13 samples, sampling.micro_batch=12 means 1 at a time.
+    """
+    rows, asked = rows_per_update(config, processes), config.sampling.micro_batch
+    size = micro_batch_size(config, processes)
+    if asked is None or 2 * size >= min(asked, rows):
+        return None
+    return (
+        f"sampling.micro_batch={asked}, but a model call takes {size} of the {rows} samples that "
+        f"one process uses for an update, because its size must divide them. "
+        f"Set {_better_settings(config, rows, asked)}"
+    )
+
+
+def _better_settings(config: Config, rows: int, asked: int) -> str:
+    """Settings for larger model calls: the next larger size, or the nearest group_size."""
+    larger = next(size for size in range(asked + 1, rows + 1) if rows % size == 0)
+    groups = rows // config.group_size
+    sizes = [
+        size
+        for size in range(2, 2 * config.group_size)
+        if 2 * _largest_divisor(groups * size, asked) > asked
+    ]
+    choices = f"sampling.micro_batch={larger} (more memory)"
+    if not sizes:
+        return choices
+    nearest = min(sizes, key=lambda size: abs(size - config.group_size))
+    return f"group_size={nearest}, or {choices}"
+
+
+def _largest_divisor(rows: int, limit: int) -> int:
+    return next(size for size in range(min(limit, rows), 0, -1) if rows % size == 0)

@@ -10,7 +10,7 @@ This module is longer than others because it defines all settings.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, field
 from difflib import get_close_matches
 from functools import partial
@@ -474,6 +474,14 @@ def _key(location: tuple, tree: dict) -> str:
 
 
 # ----------------------------------------------------------------------------------- comparing
+
+
+def named_rewards(config: Config) -> Iterator[tuple[str, RewardConfig]]:
+    """The setting and the config of every reward, such as `evaluation.held_out.1`."""
+    held_out = config.evaluation.held_out
+    for key, rewards in (("reward", config.reward), ("evaluation.held_out", held_out)):
+        for i, reward in enumerate(rewards):
+            yield (key if len(rewards) == 1 else f"{key}.{i}"), reward
 
 
 def to_dict(config: Config) -> dict:

@@ -41,12 +41,21 @@ def check_launch() -> None:
 
 
 def _check_fsdp() -> None:
-    if os.environ.get("FSDP_VERSION") != "2":
+    loads_once = bool(parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"))
+    check_fsdp(os.environ.get("FSDP_VERSION", "1"), loads_once)
+
+
+def check_fsdp(version: str, loads_once: bool) -> None:
+    """Raise ValueError for an FSDP configuration that is not supported.
+
+    loads_once: whether fsdp_cpu_ram_efficient_loading is set.
+    """
+    if version != "2":
         raise ValueError(
             "only version 2 of FSDP is supported: set fsdp_version: 2, "
             "as in reproduce/accelerate/fsdp2.yaml"
         )
-    if parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+    if loads_once:
         raise ValueError(
             "text encoders and rewards would be loaded in the main process only and be empty in "
             "the others: set fsdp_cpu_ram_efficient_loading: false, "

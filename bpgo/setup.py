@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import random
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from bpgo import checks
+from bpgo.batching import small_micro_batch
 from bpgo.checkpoint import CheckpointError
 from bpgo.conditioning import Conditions
 from bpgo.config import Config, PriorConfig, RewardConfig, build_config, differences, to_dict
@@ -20,6 +23,7 @@ from bpgo.distributed import check_launch, sharded
 from bpgo.evaluation import Metric
 from bpgo.files import write_atomic
 from bpgo.generators import load_generator
+from bpgo.generators.offload import offloads
 from bpgo.objective import Advantages, check_advantages
 from bpgo.priors import Prior
 from bpgo.prompt_files import read_prompts
@@ -27,7 +31,8 @@ from bpgo.prompts import images_of
 from bpgo.reference import cache_file, weights_fingerprint
 from bpgo.registry import TABLES, arguments, find, name_of
 from bpgo.rewards import Reward, load_rewards
-from bpgo.rollout import draw_steps, row_noise
+from bpgo.rollout import row_noise
+from bpgo.trackers import check_tracker
 
 POLICY_SETTINGS = (
     "height",
@@ -62,17 +67,40 @@ def check_settings(config: Config, given: dict[str, object]) -> None:
     """Check what the config names and how it samples, before anything large is loaded.
 
     given: by kind, the object that was passed instead of what the config names, or None. Raises
-    ValueError as `registry.find` and `draw_steps` do.
+    the errors of `setting_errors`, and ValueError as `check_launch` does. Warns about micro-batches
+    that are much smaller than the settings allow.
     """
-    names = [("objective", config.objective.name), ("prior", config.prior.name)]
-    names += [("reward", reward.name) for reward in config.reward]
-    names = [(kind, name) for kind, name in names if given[kind] is None]
-    names += [("reward", reward.name) for reward in config.evaluation.held_out]
-    names += [("metric", name) for name in config.evaluation.metrics]
-    for kind, name in names:
-        find(kind, name)
-    draw_steps(config.sampling, random.Random())
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    checks.raise_all(setting_errors(config, given, processes))
     check_launch()
+    warning = small_micro_batch(config, processes)
+    if warning:
+        warnings.warn(warning, stacklevel=3)
+
+
+def setting_errors(
+    config: Config, given: dict[str, object], processes: int = 1, on_this_machine: bool = True
+) -> list[Exception]:
+    """What is wrong with the settings: names, options, numbers and devices that do not exist.
+
+    Training refuses these errors, and `bpgo preflight` lists them. No weights are loaded.
+    on_this_machine: whether the devices of this machine are checked.
+    """
+    every = [partial(find, "metric", name) for name in config.evaluation.metrics]
+    every.append(partial(make_objective, config, given["objective"]))
+    if given["prior"] is None:
+        every.append(partial(checks.check_prior, config))
+    every += checks.reward_checks(config, given)
+    if given.get("generator") is None:
+        every.append(partial(checks.check_own_policy, config))
+    for check in (checks.check_steps, with_lora):
+        every.append(partial(check, config))
+    every.append(partial(check_tracker, config.tracker))
+    for check in (checks.check_division, checks.check_offload):
+        every.append(partial(check, config, processes))
+    if on_this_machine:
+        every += checks.device_checks(config, given)
+    return checks.errors_of(every)
 
 
 # ---------------------------------------------------------------------------------------- folders
@@ -113,13 +141,10 @@ def load_policy(config: Config, accelerator: Accelerator):
     Raises ValueError or FileNotFoundError.
     """
     g, device, shards = config.generator, str(accelerator.device), sharded(accelerator)
-    if g.offload and accelerator.num_processes > 1:
-        raise ValueError(
-            "generator.offload supports a single process only: shard the weights instead "
-            "(reproduce/accelerate/fsdp2.yaml)"
-        )
+    checks.check_offload(config, accelerator.num_processes)
+    parks = offloads(config, device)
     given = {name: getattr(g, name) for name in POLICY_SETTINGS if getattr(g, name) is not None}
-    given |= {"dtype": g.dtype, "device": "cpu" if g.offload or shards else device}
+    given |= {"dtype": g.dtype, "device": "cpu" if parks or shards else device}
     torch.manual_seed(config.seed)  # for a policy that draws its own weights
     policy = load_generator(g.path, g.policy, **given, **g.options)
     if shards:  # sharded modules move to the device block by block
@@ -138,7 +163,7 @@ def load_policy(config: Config, accelerator: Accelerator):
     if g.compile:
         for module in policy.modules.values():
             module.compile()
-    if g.offload:
+    if parks:
         policy.offload(device)
     return policy
 
@@ -161,13 +186,13 @@ def make_conditions(
 ) -> Conditions:
     """The `Conditions` of a run, which encode each prompt once.
 
-    With generator.offload or several processes, all prompts are encoded now and stored on disk, and
-    the encoders leave the device for good. Processes share the work. The main process keeps the
+    With offloading or several processes, all prompts are encoded now and stored on disk, and the
+    encoders leave the device for good. Processes share the work. The main process keeps the
     encoders on the CPU, to export them with the rest. Without encoders there is nothing to free,
     and each process encodes what it needs.
     """
     several = accelerator.num_processes > 1
-    if not (config.generator.offload or several) or not policy.encoders:
+    if not (offloads(config, policy.device) or several) or not policy.encoders:
         return Conditions(policy)
     given = to_dict(config)["generator"]
     encoders = {name: getattr(policy.pipeline, name) for name in policy.encoders}
@@ -218,11 +243,9 @@ def make_prior(
     """
     p = config.prior
     make = find("prior", p.name)
-    offered = {"momentum": p.momentum, "samples": p.samples, "config": config, "policy": policy}
-    offered |= {"reward": reward, "prompts": prompts, "conditions": conditions}
-    if p.value is not None:
-        offered["value"] = p.value
-    prior = make(**arguments(make, offered, p.options, f"prior {p.name!r}"))
+    objects = {"config": config, "policy": policy, "reward": reward}
+    objects |= {"prompts": prompts, "conditions": conditions}
+    prior = make(**checks.prior_arguments(config, make, objects))
     if not isinstance(prior, Prior):
         raise TypeError(f"prior {p.name!r} is a {type(prior).__name__}: subclass bpgo.priors.Prior")
     return prior

@@ -1,10 +1,18 @@
 """How groups are divided: every update of several processes uses the samples of a single one."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpgo.batching import check_divisible, micro_batch_size, own_groups, rows_per_process
+from bpgo.batching import (
+    check_divisible,
+    micro_batch_size,
+    own_groups,
+    rows_per_process,
+    small_micro_batch,
+)
 from bpgo.config import ConfigError, build_config
 
 examples = settings(max_examples=80, deadline=None, derandomize=True)
@@ -72,6 +80,42 @@ def test_a_micro_batch_is_the_largest_size_that_divides_an_update(
     assert size <= (limit or per_update)
     larger = range(size + 1, min(limit or per_update, per_update) + 1)
     assert all(per_update % candidate for candidate in larger)
+
+
+@examples
+@given(
+    groups=st.integers(1, 12),
+    group_size=st.integers(2, 40),
+    limit=st.none() | st.integers(1, 60),
+    processes=st.integers(1, 3),
+)
+def test_micro_batches_below_half_of_what_is_allowed_are_told(groups, group_size, limit, processes):
+    """And the settings that the warning names do better."""
+    config = config_of(groups * processes, group_size, micro_batch=limit)
+    allowed = min(limit or group_size * groups, group_size * groups)
+    warning = small_micro_batch(config, processes)
+    if 2 * micro_batch_size(config, processes) >= allowed:
+        assert warning is None
+        return
+    assert warning.startswith(f"sampling.micro_batch={limit}, but a model call takes ")
+    for name, value in re.findall(r"(group_size|(?<!^)sampling\.micro_batch)=(\d+)", warning):
+        better = {"group_size": group_size, "micro_batch": limit}
+        better[name.removeprefix("sampling.")] = int(value)
+        assert small_micro_batch(config_of(groups * processes, **better), processes) is None
+
+
+def test_a_prime_number_of_samples_is_told_with_good_values():
+    assert small_micro_batch(config_of(1, 13, micro_batch=12)) == (
+        "sampling.micro_batch=12, but a model call takes 1 of the 13 samples that one process uses "
+        "for an update, because its size must divide them. Set group_size=12, or "
+        "sampling.micro_batch=13 (more memory)"
+    )
+
+
+def test_training_warns_of_small_micro_batches(make):
+    with pytest.warns(UserWarning, match=r"a model call takes 1 of the 7 samples .*group_size="):
+        trainer = make(groups=1, group_size=7, sampling={"micro_batch": 6})
+    assert trainer.micro_batch == 1
 
 
 @examples

@@ -33,17 +33,32 @@ def load_generator(path_or_hub_id: str, policy: str | None = None, **options):
         return found(**arguments(found, offered, options, f"generator {policy!r}"))
     place = resolve(path_or_hub_id)
     index = _check_pipeline(place) if isinstance(place, Path) else _fetch_index(place)
-    kind = policy or _pipeline_class(index)
-    if policy is None and kind not in TABLES["generator"]:
-        known = ", ".join(TABLES["generator"])
+    found, options = pipeline_policy(index, path_or_hub_id, policy, options)
+    with nullcontext() if isinstance(place, Path) else from_hub(place, "generator"):
+        return found.load(place, **placement, **options)
+
+
+def pipeline_policy(index: Path, path: str, policy: str | None, options: dict) -> tuple[type, dict]:
+    """The policy class of a pipeline and its options, which are checked.
+
+    index: its model_index.json. path: how messages refer to it. Raises ValueError for a pipeline
+    without a policy, a policy of other pipelines and an option that the policy does not have.
+    """
+    known_as, table = _pipeline_class(index), TABLES["generator"]
+    kind = policy or known_as
+    if kind in table and known_as in table and table[kind] != table[known_as]:
         raise ValueError(
-            f"{path_or_hub_id} is a {kind}, for which there is no policy (there are policies for "
+            f"generator.policy={kind} does not fit {path}, which is a {known_as}: set "
+            f"generator.policy=null"
+        )
+    if policy is None and kind not in table:
+        known = ", ".join(table)
+        raise ValueError(
+            f"{path} is a {kind}, for which there is no policy (there are policies for "
             f"{known}): write one and name it in generator.policy"
         )
     found = find("generator", kind)
-    options = arguments(found, {}, options, f"{path_or_hub_id} ({kind})", passed=1)
-    with nullcontext() if isinstance(place, Path) else from_hub(place, "generator"):
-        return found.load(place, **placement, **options)
+    return found, arguments(found, {}, options, f"{path} ({kind})", passed=1)
 
 
 def _check_pipeline(folder: Path) -> Path:
@@ -68,7 +83,7 @@ def _fetch_index(hub_id: str) -> Path:
 
 def _pipeline_class(index: Path) -> str:
     try:
-        return json.loads(index.read_text())["_class_name"]
+        return json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"{index} is damaged: it does not name a pipeline class. Copy it again"

@@ -5,8 +5,24 @@ Text encoders, autoencoder and experts then need not fit on the device together.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from bpgo.config import Config
+
+SHARE_THE_MEMORY = ("cpu", "mps")  # kinds of devices that have no memory of their own
+
+
+def offloads(config: Config, device: torch.device | str) -> bool:
+    """Whether a run with this config keeps on the CPU what is not in use.
+
+    generator.offload has no effect on a device that shares the memory of the CPU: there a second
+    copy of what is in use would only cost memory.
+    """
+    return config.generator.offload and torch.device(device).type not in SHARE_THE_MEMORY
 
 
 class Parking:
@@ -37,7 +53,7 @@ class Parking:
                 t.data = kept
         for name in set(names) - self.here:
             for t, kept in self.frozen[name]:
-                t.data = kept.to(self.device, non_blocking=True, copy=True)
+                t.data = kept.to(self.device, non_blocking=self.device.type == "cuda", copy=True)
         self.here = set(names)
 
 

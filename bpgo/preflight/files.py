@@ -63,12 +63,6 @@ def reward_files(name: str, path: str | None) -> tuple[Files, ...]:
     return (Files(path, ("*",), "config.json", 0, "not known"),)
 
 
-def lacks_path(name: str, path: str | None) -> bool:
-    """Whether a reward of this package has neither published weights nor a path."""
-    in_package = name in TABLES["reward"]
-    return in_package and path is None and name not in REWARDS and _default_path(name) is None
-
-
 def _default_path(name: str) -> str | None:
     from bpgo.rewards import published_weights
 
@@ -172,7 +166,7 @@ def _found_locally(files: Files) -> bool:
 
 
 def _has_all_components(index: Path) -> bool:
-    for name in component_names(json.loads(index.read_text())):
+    for name in component_names(json.loads(index.read_text(encoding="utf-8"))):
         folder = index.parent / name
         has_weights = name.startswith(("transformer", "text_encoder", "vae"))
         if not folder.is_dir() or (has_weights and not _has_all_shards(folder)):
@@ -183,7 +177,7 @@ def _has_all_components(index: Path) -> bool:
 def _has_all_shards(folder: Path) -> bool:
     shards = set()
     for index in folder.glob("*.index.json"):
-        shards.update(json.loads(index.read_text())["weight_map"].values())
+        shards.update(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     # a file of the hub's cache is a link, which may lead nowhere
     weights = any(file.exists() for file in folder.glob("*.safetensors"))
     return weights and all((folder / name).exists() for name in shards)

@@ -10,9 +10,14 @@ from pathlib import Path
 import torch
 
 
+def has_gpu() -> bool:
+    """Whether training uses a GPU with memory of its own. Apple's GPUs share the RAM."""
+    return torch.cuda.is_available()
+
+
 def device_memory() -> int:
     """Memory of this process's GPU, or of the machine if it has no GPU."""
-    return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else ram()
+    return torch.cuda.mem_get_info()[1] if has_gpu() else ram()
 
 
 def ram() -> int:
@@ -37,8 +42,8 @@ def hub_cache() -> Path:
 
 def matmul_rate(half: bool) -> float:
     """Operations per second of a square matrix product, the best of three. half: in bfloat16."""
-    cuda = torch.cuda.is_available()
-    n, device = (8192, "cuda") if cuda else (512, "cpu")
+    device = str(torch.accelerator.current_accelerator() or "cpu")
+    n = 512 if device == "cpu" else 8192
     a = torch.ones(n, n, device=device, dtype=torch.bfloat16 if half else torch.float32)
     seconds = []
     for _ in range(3):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from bpgo import setup
+from bpgo.checks import column_checks, describe, errors_of
 from bpgo.config import Config
 from bpgo.files import FILE_TYPES
 from bpgo.generators.wan_checks import refuse_images
@@ -12,6 +15,7 @@ from bpgo.preflight.footprints import Footprint
 from bpgo.preflight.sizes import local_path
 from bpgo.prompt_files import read_prompts
 from bpgo.prompts import images_of, key_of
+from bpgo.reference import first_frames
 
 
 class PromptCounts(NamedTuple):
@@ -22,10 +26,13 @@ class PromptCounts(NamedTuple):
     different: int
 
 
-def check_prompts(config: Config, footprint: Footprint | None) -> tuple[PromptCounts, list[str]]:
+def check_prompts(
+    config: Config, footprint: Footprint | None, policy
+) -> tuple[PromptCounts, list[str]]:
     """Read all prompts. Returns their counts, and what is wrong with them.
 
     footprint: of the generator, which says whether prompts need images; None if it is not known.
+    policy: without weights, which checks the prompts as in training; None if there is none.
     """
     problems = []
     training = _read("prompts", config.prompts, footprint, problems)
@@ -37,9 +44,19 @@ def check_prompts(config: Config, footprint: Footprint | None) -> tuple[PromptCo
     evaluation = training
     if config.evaluation.prompts:
         path = config.evaluation.prompts
-        evaluation = _read("evaluation.prompts", path, footprint, problems) or training
+        evaluation = _read("evaluation.prompts", path, footprint, problems)
+    checks = []
+    if training and config.prior.name == "first_frame":
+        checks.append(partial(first_frames, training))
+    for key, prompts in (("prompts", training), ("evaluation.prompts", evaluation)):
+        if prompts and policy is not None:
+            checks.append(partial(setup.check_prompts, policy, prompts, key))
+        if prompts:
+            checks += column_checks(config, prompts)
+    problems += map(describe, errors_of(checks))
     different = {key_of(prompt) for prompt in (*training, *evaluation)}
-    return PromptCounts(len(training), len(evaluation), len(different)), problems
+    counts = PromptCounts(len(training), len(evaluation or training), len(different))
+    return counts, problems
 
 
 def _read(key: str, path: str, footprint: Footprint | None, problems: list[str]) -> list[str]:
@@ -50,7 +67,7 @@ def _read(key: str, path: str, footprint: Footprint | None, problems: list[str])
         if takes_images:
             _check_images(path, prompts, footprint)
         return prompts
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         reason = f"there is no file {path}" if _is_absent_file(path) else str(error)
         form = "one prompt per line"
         if takes_images:

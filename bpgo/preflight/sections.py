@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
+from bpgo.batching import micro_batch_size, rows_per_update, small_micro_batch
 from bpgo.config import Config
-from bpgo.preflight.files import absence, fetch, lacks_path, needed_files, present
+from bpgo.preflight.files import absence, fetch, needed_files, present
 from bpgo.preflight.flops import flops, flops_outside_iterations
-from bpgo.preflight.footprints import Footprint
+from bpgo.preflight.footprints import Footprint, footprint_of
 from bpgo.preflight.launch import Launch
 from bpgo.preflight.machine import (
     device_memory,
     format_bytes,
     free_bytes,
+    has_gpu,
     hub_cache,
     matmul_rate,
     ram,
@@ -22,7 +22,7 @@ from bpgo.preflight.machine import (
 from bpgo.preflight.memory import Memory, condition_bytes, encodes_first, memory
 from bpgo.preflight.prompts import PromptCounts
 from bpgo.preflight.published import Pipeline
-from bpgo.preflight.remedies import remedies
+from bpgo.preflight.remedies import host_remedies, remedies
 from bpgo.preflight.sizes import reward_bytes
 from bpgo.reference import cache_file
 from bpgo.registry import TABLES
@@ -31,6 +31,9 @@ UTILISATION = 0.4  # assumed: the share of the matmul rate that a training itera
 # The share of a device's memory that a plan may use. The allocator, CUDA and the activations of the
 # rewards need the rest.
 USABLE = 0.9
+
+
+OTHER_DEVICE = "a device with more memory"
 
 
 class Section(NamedTuple):
@@ -53,9 +56,6 @@ def files_section(config: Config, download: bool) -> Section:
         if not here:
             to_download += files.stored
             missing.append(failure or absence(files))
-    for reward in (*config.reward, *config.evaluation.held_out):
-        if lacks_path(reward.name, reward.path):
-            missing.append(f"reward {reward.name!r} has no published weights: set its path")
     free = free_bytes(hub_cache())
     lines.append(
         f"  to download: {format_bytes(to_download)}, free on that disk: {format_bytes(free)}"
@@ -71,19 +71,15 @@ def files_section(config: Config, download: bool) -> Section:
 # ----------------------------------------------------------------------------------- memory
 
 
-def no_memory_section(config: Config, pipeline: Pipeline | None) -> Section:
-    """The section on memory and time if the generator's footprint is not known."""
+def without_memory(config: Config, pipeline: Pipeline | None) -> list[str]:
+    """What to print in place of memory and time if the generator's footprint is not known."""
     policy = config.generator.policy
     if policy is not None and policy not in TABLES["generator"]:
-        return Section([f"Memory and time: not counted, because {policy} is your own policy"], [])
+        return [f"Memory and time: not counted, because {policy} is your own policy"]
     if pipeline is None:
-        return Section(["Memory and time: not known without the generator's files"], [])
+        return ["Memory and time: not known without the generator's files"]
     name = policy or pipeline.class_name
-    lines = [f"Memory and time: not counted, because the footprint of a {name} is not known"]
-    if name in TABLES["generator"]:
-        return Section(lines, [])
-    problem = f"generator: there is no policy for a {name}. Set generator.policy to one of your own"
-    return Section(lines, [f"{problem}, as module:attribute"])
+    return [f"Memory and time: not counted, because the footprint of a {name} is not known"]
 
 
 def memory_section(
@@ -94,16 +90,26 @@ def memory_section(
     planned: int | None,
 ) -> Section:
     """Memory of each process by part, and whether it fits. planned: bytes of another device."""
-    rewards, host_rewards, uncounted = _reward_memory(config)
-    needs = memory(config, footprint, rewards, prompts.different, launch, host_rewards)
-    lines = [f"Memory per process ({launch})"]
+    _, _, uncounted = _reward_memory(config)
+    needs = _needs(config, footprint.pipeline, prompts, launch)
+    size, rows = (
+        micro_batch_size(config, launch.processes),
+        rows_per_update(config, launch.processes),
+    )
+    lines = [
+        f"Samples per model call: {size} of the {rows} of an update",
+        f"Memory per process ({launch})",
+    ]
+    warning = small_micro_batch(config, launch.processes)
+    if warning:
+        lines.insert(1, f"  Warning: {warning}")
     for label, size in (*needs.permanent.listed(), *needs.phases.listed()):
         lines.append(f"  {label:28}{format_bytes(size):>10}")
     for label, size in needs.host.listed():
         lines.append(f"  {'on the CPU: ' + label:28}{format_bytes(size):>10}")
     if uncounted:
         lines.append(f"  not counted, size not known: {', '.join(uncounted)}")
-    fit = _fit(config, needs, launch, planned)
+    fit = _fit(config, footprint, prompts, launch, planned)
     stored = Section([], [])
     if encodes_first(config, launch) and prompts.different:
         stored = _stored_conditions(config, footprint, prompts.different)
@@ -125,28 +131,42 @@ def _reward_memory(config: Config) -> tuple[int, int, list[str]]:
     return device, host, uncounted
 
 
-def _fit(config: Config, needs: Memory, launch: Launch, planned: int | None) -> Section:
+def _needs(config: Config, pipeline: Pipeline, prompts: PromptCounts, launch: Launch) -> Memory:
+    rewards, host_rewards, _ = _reward_memory(config)
+    footprint = footprint_of(config, pipeline)
+    return memory(config, footprint, rewards, prompts.different, launch, host_rewards)
+
+
+def _fit(
+    config: Config,
+    footprint: Footprint,
+    prompts: PromptCounts,
+    launch: Launch,
+    planned: int | None,
+) -> Section:
     """Whether a process fits its device, and all processes together fit the RAM."""
-    cuda, missing = torch.cuda.is_available(), []
-    required, available = needs.device, planned or device_memory()
+    on_cpu, missing = planned is None and not has_gpu(), []
+
+    def on_device(config: Config, launch: Launch) -> int:
+        needs = _needs(config, footprint.pipeline, prompts, launch)
+        return needs.device + (needs.host.total if on_cpu else 0)
+
+    needs, required = _needs(config, footprint.pipeline, prompts, launch), on_device(config, launch)
+    available = planned or device_memory()
     where = "the planned device" if planned else "this machine's GPU"
-    if not cuda and not planned:
-        required += needs.host.total  # the device is the CPU
+    if on_cpu:
         where = "this machine's RAM, as it has no GPU"
     usable = USABLE * available
     line = f"  needs {format_bytes(required)} of {format_bytes(usable)} ({USABLE:.0%} of {where})"
     if required > usable:
         excess = format_bytes(required - usable)
-        choices = ", or ".join(remedies(config, needs, launch))
-        missing.append(f"memory: {excess} too much. Try {choices}")
+        choices = remedies(config, footprint, launch, on_cpu, on_device)
+        missing.append(f"memory: {excess} too much. Try {', or '.join(choices) or OTHER_DEVICE}")
     on_host = needs.host.total * launch.processes
-    if cuda and not planned and on_host > ram():
-        remedy = (
-            "Start fewer processes" if launch.sharded else "Give the rewards a GPU (their device)"
-        )
+    if not on_cpu and not planned and on_host > ram():
         missing.append(
             f"memory: {format_bytes(on_host)} of RAM are needed, and this machine has "
-            f"{format_bytes(ram())}. {remedy}"
+            f"{format_bytes(ram())}. Try {', or '.join(host_remedies(config, launch))}"
         )
     return Section([line], missing)
 

@@ -1,10 +1,15 @@
 """Frozen weights that stay on the CPU until they are needed; the "device" is the CPU itself."""
 
+import gc
+import warnings
+
 import pytest
 import torch
 
 from bpgo.conditioning import encode
+from bpgo.config import read_config
 from bpgo.generators import load_generator
+from bpgo.generators import offload as offload_module
 from bpgo.generators.offload import Parking
 from bpgo.prompt_files import read_prompts
 from tests import small_runs as runs
@@ -55,6 +60,7 @@ def test_weights_that_are_trained_stay():
 def test_offloading_changes_no_number(make, task, tmp_path, monkeypatch):
     """But for rounding, which depends on where in memory the weights are."""
     monkeypatch.setenv("BPGO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(offload_module, "SHARE_THE_MEMORY", ())  # the CPU stands for a GPU
     logged, scores = [], []
     for offload in (False, True):
         trainer = make(task, generator={"lora_rank": 2, "offload": offload})
@@ -65,6 +71,39 @@ def test_offloading_changes_no_number(make, task, tmp_path, monkeypatch):
     torch.testing.assert_close(scores[0], scores[1], rtol=1e-3, atol=1e-3)
     files = list((tmp_path / "cache").glob("conditions-*/*.safetensors"))
     assert len(files) == len(prompts_of(task))
+
+
+@pytest.mark.parametrize("task", ["t2i", "i2v"])
+def test_on_the_cpu_offloading_holds_nothing_twice(make, task, tmp_path, monkeypatch):
+    """The same numbers bit for bit, from the same bytes of weights, and nothing on disk."""
+    monkeypatch.setenv("BPGO_CACHE", str(tmp_path / "cache"))
+    logged, held = [], []
+    for offload in (False, True):
+        trainer = make(task, generator={"lora_rank": 2, "offload": offload})
+        logged.append(trainer.step())
+        held.append(bytes_of_weights())
+        del trainer
+        gc.collect()
+    assert logged[0] == logged[1]
+    assert held[0] == held[1]
+    assert not (tmp_path / "cache").exists()
+
+
+def bytes_of_weights():
+    """Bytes of all storages of tensors that are alive."""
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # asking for the class of some objects warns
+        tensors = [found for found in gc.get_objects() if isinstance(found, torch.Tensor)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps", "mps:0", "cuda", "cuda:1"])
+def test_only_a_device_with_memory_of_its_own_offloads(device):
+    config = read_config("t2v-tiny", ["generator.offload=true"])
+    assert offload_module.offloads(config, device) == device.startswith("cuda")
+    assert not offload_module.offloads(read_config("t2v-tiny"), device)
 
 
 def test_offloading_supports_a_single_process_only(resume_presets, tmp_path):

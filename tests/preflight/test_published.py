@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bpgo.files import SHIPPED
-from bpgo.preflight.files import generator_files, lacks_path, present, reward_files
+from bpgo.preflight.files import generator_files, present, reward_files
 from bpgo.preflight.footprints import FOOTPRINTS
 from bpgo.preflight.published import FLOAT32_LAYERS, PIPELINES, REWARDS
 from bpgo.preflight.sizes import pipeline_of, read_pipeline, reward_bytes
@@ -243,13 +243,6 @@ def test_a_published_reward_named_by_its_id_needs_all_its_files():
     assert reward_files("hpsv2", "xswu/HPSv2") == reward_files("hpsv2", None)
     (other,) = reward_files("hpsv2", "someone/else")
     assert (other.source, other.licence) == ("someone/else", "not known")
-
-
-def test_a_reward_of_the_package_without_published_weights_needs_a_path():
-    assert lacks_path("image_grid", None) and reward_files("image_grid", None) == ()
-    assert not lacks_path("image_grid", "tiny-reward")
-    assert not lacks_path("clip", None)
-    assert not lacks_path("my_rewards:mine", None)
 
 
 def test_of_your_own_rewards_and_policies_only_what_is_here_is_listed():

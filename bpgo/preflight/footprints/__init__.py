@@ -24,5 +24,8 @@ FOOTPRINTS: dict[str, type[Footprint]] = {
 
 def footprint_of(config: Config, pipeline: Pipeline) -> Footprint | None:
     """The footprint of a generator; None for an unknown family or your own policy."""
-    family = FOOTPRINTS.get(config.generator.policy or pipeline.class_name)
+    name = config.generator.policy or pipeline.class_name
+    if name in FOOTPRINTS and pipeline.class_name in FOOTPRINTS:
+        name = pipeline.class_name  # one policy of the package may serve several pipelines
+    family = FOOTPRINTS.get(name)
     return family(config.generator, pipeline) if family else None

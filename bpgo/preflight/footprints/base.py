@@ -50,6 +50,8 @@ class Footprint(ABC):
 
     float32_autoencoder = False
     """Whether the autoencoder stays float32, whatever generator.dtype is."""
+    makes_videos = False
+    """Whether a sample is a video."""
     takes_images = False
     """Whether a sample starts from an image."""
 
@@ -112,6 +114,11 @@ class Footprint(ABC):
         """
 
     # -------------------------------------------------------------------- everything else
+
+    @property
+    @abstractmethod
+    def size_multiple(self) -> int:
+        """Pixels of which the height and the width must be multiples."""
 
     @property
     @abstractmethod

@@ -87,5 +87,9 @@ class FluxFootprint(Footprint):
         return sum(self.blocks) * (2 * weights * tokens + attention)
 
     @property
+    def size_multiple(self) -> int:
+        return 2 * 2 ** (len(self.pipeline.vae["block_out_channels"]) - 1)
+
+    @property
     def decoder_numbers(self) -> float:
         return DECODER_COPIES * self.pipeline.vae["block_out_channels"][0]

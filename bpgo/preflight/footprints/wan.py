@@ -44,6 +44,7 @@ class WanFootprint(Footprint):
     """`WanPipeline`, text-to-video."""
 
     float32_autoencoder = True
+    makes_videos = True
 
     def _measure(self) -> Sample:
         g, vae = self.generator, self.pipeline.vae
@@ -105,6 +106,12 @@ class WanFootprint(Footprint):
         text_weights = 2 * d**2
         attention = 4 * tokens * (tokens + text) * d
         return sum(self.blocks) * (2 * video_weights * tokens + 2 * text_weights * text + attention)
+
+    @property
+    def size_multiple(self) -> int:
+        return (
+            self.pipeline.vae["scale_factor_spatial"] * self.pipeline.transformer["patch_size"][1]
+        )
 
     @property
     def decoder_numbers(self) -> float:
