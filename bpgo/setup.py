@@ -296,11 +296,13 @@ def check_prompts(policy, prompts: list[str], name: str) -> None:
         raise ValueError(f"{name}: {error}") from error
 
 
-def try_metrics(policy, prompt: str, metrics: dict[str, Metric]) -> None:
+def try_metrics(policy, prompt: str, metrics: dict[str, Metric]) -> list[str]:
     """Score decoded noise with every metric, so that a broken one fails before training.
 
-    Raises ValueError for one that does not return a tensor with one value per sample.
+    Returns the names under which evaluations log them; a metric may log several. Raises ValueError
+    for one that does not return a tensor with one value per sample.
     """
+    logged = []
     noise = row_noise([0], policy.latent_shape(), 1, policy.device)[0]
     pixels = policy.decode(noise)
     for name, metric in metrics.items():
@@ -312,3 +314,14 @@ def try_metrics(policy, prompt: str, metrics: dict[str, Metric]) -> None:
                 raise ValueError(
                     f"metric {part!r} returned {found} for one sample; it must be a tensor (1,)"
                 )
+            logged.append(part)
+    return logged
+
+
+def check_keep_best(config: Config, logged: list[str]) -> None:
+    """Raise ValueError if keep_best is not one of the metrics that evaluations log."""
+    if config.keep_best is not None and config.keep_best not in logged:
+        raise ValueError(
+            f"keep_best={config.keep_best} is not a metric of this run's evaluations: "
+            f"choose one of {', '.join(logged)}"
+        )

@@ -116,7 +116,8 @@ class Trainer:
             self.rewards = {name_of(reward): partial(checked, reward, name_of(reward))}
         self.reward = total(self.rewards)
         self.metrics = setup.make_metrics(config, self.reward, metrics, device)
-        setup.try_metrics(self.policy, self.prompts[0], self.metrics)
+        logged = setup.try_metrics(self.policy, self.prompts[0], self.metrics)
+        setup.check_keep_best(config, logged)
         self._prepare_training()
         prompts = [*self.prompts, *self.evaluation_prompts]
         self.conditions = setup.make_conditions(config, self.policy, prompts, self.accelerator)

@@ -79,6 +79,19 @@ def test_deleting_as_the_run_goes_on_never_loses_its_best(values, keep):
         assert present[-1] == checkpoint_folder(RUN, n)
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_best_by_a_metric_that_is_not_logged_is_refused(make):
+    """One metric may log several values, and each of them may be the one."""
+
+    def both(pixels, prompts):
+        return {"colour": pixels.mean((1, 2, 3)), "shape": pixels.mean((1, 2, 3))}
+
+    given = {"metrics": {"both": both}, "evaluation": {"every": 1}}
+    assert make(keep_best="shape", **given).config.keep_best == "shape"
+    with pytest.raises(ValueError, match=r"keep_best=both is not .*: .* reward, colour, shape$"):
+        make(keep_best="both", **given)
+
+
 def test_the_best_needs_evaluations_during_the_run():
     overrides = ["keep_best=reward", "checkpoint_every=10"]
     with pytest.raises(ConfigError, match=r"set evaluation.every to a multiple of .*every=10$"):
