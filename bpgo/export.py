@@ -22,7 +22,7 @@ tags: [bpgo, grpo, {kind}]
 
 - Objective: {objective} ({hyperparameters}), prior {prior}; arXiv 2511.18919.
 - Reward: {reward}.
-- Prompts: {prompts}; {iterations} iterations of {groups} groups of {group_size}, seed {seed}.
+- Prompts: {prompts}; {iterations} of {groups} groups of {group_size}, seed {seed}.
 - All settings are in the run's `config.json`.
 
 {scores}
@@ -82,7 +82,7 @@ def model_card(config: Config, modules: list[str], iterations: int, evaluations:
         prior=c.prior.name,
         reward=_rewards(config),
         prompts=_shown(c.prompts),
-        iterations=iterations,
+        iterations=_iterations(iterations),
         groups=c.groups,
         group_size=c.group_size,
         seed=c.seed,
@@ -93,6 +93,10 @@ def model_card(config: Config, modules: list[str], iterations: int, evaluations:
 def _shown(text: str) -> str:
     """A text on one line: control characters are escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _iterations(count: int) -> str:
+    return f"{count} iteration" if count == 1 else f"{count} iterations"
 
 
 def _loading(config: Config, modules: list[str]) -> str:
@@ -153,7 +157,7 @@ def _scores(config: Config, evaluations: list[dict]) -> str:
     if not evaluations:
         return "This model has not been evaluated."
     shown = [evaluations[0]] if len(evaluations) == 1 else [evaluations[0], evaluations[-1]]
-    heads = [f"after {row['iteration']} iterations" for row in shown]
+    heads = [f"after {_iterations(row['iteration'])}" for row in shown]
     if shown[0]["iteration"] == 0:
         heads[0] = "before"
     rows = [["metric", *heads]]

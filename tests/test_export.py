@@ -205,7 +205,7 @@ def test_a_run_of_fewer_iterations_than_it_was_trained_says_how_many_those_were(
     card = (shorter.output / "final" / "README.md").read_text(encoding="utf-8")
     assert "2 iterations of 2 groups" in card
     assert "after 2 iterations" in card
-    assert "1 iterations" not in card
+    assert "1 iteration " not in card
 
 
 # The sum of all weights of the pipeline that a card loads.
@@ -341,8 +341,8 @@ def test_the_export_of_an_earlier_checkpoint_has_its_averaged_weights(finished, 
     }
     assert all_equal(exported, known)
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "1 iterations of 2 groups" in card
-    assert "after 1 iterations" in card
+    assert "1 iteration of 2 groups" in card
+    assert "after 1 iteration\n" in card
 
 
 @pytest.fixture
