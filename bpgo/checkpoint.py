@@ -13,9 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bpgo.distributed import gather_tensor, place_like
-from bpgo.files import atomic_folder
-
-KEPT = 2  # how many of a run's newest checkpoints are kept
+from bpgo.files import atomic_folder, read_log
 
 
 class CheckpointError(ValueError):
@@ -39,6 +37,13 @@ def pack(
     return packed | {"rng": torch.get_rng_state()}
 
 
+def check_finite(tensors: dict[str, Tensor]) -> None:
+    """Raise FloatingPointError, naming the first, if weights or states of the optimiser are not."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise FloatingPointError(f"{name} has values that are not finite")
+
+
 @torch.no_grad()
 def unpack(
     tensors: dict[str, Tensor],
@@ -46,7 +51,12 @@ def unpack(
     average: dict[str, Tensor],
     optimiser: torch.optim.Optimizer,
 ) -> None:
-    """Restore what `pack` returned, on any number of processes."""
+    """Restore what `pack` returned, on any number of processes.
+
+    An average that was not kept starts from the weights. Raises CheckpointError, before anything is
+    changed, if the weights are not those of these parameters.
+    """
+    _check_fit(tensors, parameters)
     for name, p in parameters.items():
         p.copy_(place_like(tensors[f"weights/{name}"], p))
         for key in ("step", "exp_avg", "exp_avg_sq"):
@@ -56,8 +66,24 @@ def unpack(
             sharded = value.shape == p.shape
             optimiser.state[p][key] = place_like(value, p) if sharded else value.to(p.device)
     for name, p in average.items():
-        p.copy_(place_like(tensors[f"ema/{name}"], p))
+        p.copy_(place_like(tensors.get(f"ema/{name}", tensors[f"weights/{name}"]), p))
     torch.set_rng_state(tensors["rng"])
+
+
+def _check_fit(tensors: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
+    stored = {
+        name.removeprefix("weights/"): tuple(tensor.shape)
+        for name, tensor in tensors.items()
+        if name.startswith("weights/")
+    }
+    expected = {name: tuple(p.shape) for name, p in parameters.items()}
+    for name in sorted(stored.keys() | expected.keys()):
+        if stored.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"the checkpoint does not fit this model: {name} is {stored.get(name, 'missing')} "
+                f"in the checkpoint and {expected.get(name, 'missing')} in the model. The "
+                f"generator, its lora_rank and its lora cannot change with a checkpoint"
+            )
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:
@@ -69,7 +95,7 @@ def save_state(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:
         file = partial / "state.safetensors"
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, file)
         state = state | {"sha256": _digest(file)}
-        (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+        (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
@@ -77,27 +103,56 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
 
     Raises CheckpointError if a file is missing or has changed since it was written.
     """
-    try:
-        state = json.loads((folder / "state.json").read_text())
-        intact = _digest(folder / "state.safetensors") == state["sha256"]
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} is not a checkpoint: {error.filename} is missing"
-        ) from None
-    except (ValueError, KeyError):
-        intact = False
-    if not intact:
-        raise CheckpointError(
-            f"{folder} is damaged (its content has changed since it was written): "
-            f"delete it to resume from the previous checkpoint"
-        )
+    state = check_state(folder)
     return load_file(folder / "state.safetensors"), state
 
 
+def check_state(folder: Path) -> dict:
+    """`read_state`, for a checkpoint whose tensors are there and have not changed either."""
+    state, file = read_state(folder), folder / "state.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"{folder} is not a checkpoint: {file} is missing")
+    if _digest(file) != state["sha256"]:
+        raise CheckpointError(_damaged(folder))
+    return state
+
+
+def read_state(folder: Path) -> dict:
+    """The state of a checkpoint without its tensors: iteration, prior and settings.
+
+    Raises CheckpointError if it is missing or damaged.
+    """
+    file = folder / "state.json"
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is not a checkpoint: {file} is missing") from None
+    except ValueError:
+        state = None
+    if not isinstance(state, dict) or not {"iteration", "prior", "sha256"} <= state.keys():
+        raise CheckpointError(_damaged(folder))
+    return state
+
+
+def _damaged(folder: Path) -> str:
+    return (
+        f"{folder} is damaged (its content has changed since it was written): rename it, for "
+        f"example to {folder.name}-damaged, and rerun the command to resume from the checkpoint "
+        f"before it"
+    )
+
+
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first. Folders with any other name are ignored."""
-    folders = [f for f in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{6,}", f.name)]
-    return sorted(folders, key=iteration_of)
+    """The checkpoints of a run, oldest first.
+
+    Everything else is ignored, such as a copy called `checkpoint-000001-best`.
+    """
+    found = []
+    for place in run.glob("checkpoint-*"):
+        number = re.fullmatch(r"checkpoint-(\d+)", place.name, re.ASCII)
+        if number and place == checkpoint_folder(run, int(number[1])) and place.is_dir():
+            found.append(place)
+    return sorted(found, key=iteration_of)
 
 
 def checkpoint_folder(run: Path, iteration: int) -> Path:
@@ -132,9 +187,13 @@ def best_checkpoint(checkpoints: list[Path], evaluations: list[dict], metric: st
     return max(candidates, key=lambda c: values[iteration_of(c)], default=None)
 
 
-def delete_old(run: Path) -> None:
-    """Delete all checkpoints of a run except the newest."""
-    for folder in checkpoints(run)[:-KEPT]:
+def delete_old(run: Path, keep: int, metric: str | None = None) -> None:
+    """Delete the checkpoints of a run, except the newest `keep` and the best one by a metric."""
+    found, best = checkpoints(run), None
+    evaluations = run / "evaluations.jsonl"
+    if metric is not None and evaluations.exists():
+        best = best_checkpoint(found, read_log(evaluations), metric)
+    for folder in to_delete(found, keep, best):
         shutil.rmtree(folder)
 
 

@@ -1,4 +1,4 @@
-"""What a run logs about its objective and its importance ratios. None of it affects training."""
+"""What a run logs about its objective and its importance ratios, and what it can say of NaN."""
 
 from __future__ import annotations
 
@@ -23,6 +23,27 @@ def effective_sample_size(advantages: Tensor) -> Tensor:
     """
     size = advantages.abs()
     return size.sum(1) ** 2 / (size**2).sum(1).clamp_min(torch.finfo(size.dtype).tiny)
+
+
+def non_finite(latents: Tensor, pixels: Tensor) -> str | None:
+    """What is wrong with samples that are not finite, and the likely cause; None if all are.
+
+    latents, pixels: (b, ...), before and after decoding. On a GPU this waits for the pixels.
+    """
+    bad = ~pixels.isfinite().flatten(1).all(1)
+    count = int(bad.sum())
+    if not count:
+        return None
+    of_them = f"{count} of {len(bad)} samples"
+    if latents.isfinite().all():
+        return (
+            f"the autoencoder decoded {of_them} to pixels that are not finite, although their "
+            f"latents are. It probably overflows in float16: set generator.dtype=bfloat16"
+        )
+    return (
+        f"the policy produced {of_them} that are not finite. Its weights have probably diverged, "
+        f"because the learning rate is too high"
+    )
 
 
 def group_diagnostics(rewards: Tensor, advantages: Advantages) -> dict[str, float]:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from bpgo.signals import Interrupted
+
 
 def sharded(accelerator: Accelerator) -> bool:
     """Whether the weights are sharded. This needs an FSDP configuration and several processes.
@@ -63,15 +65,50 @@ def check_fsdp(version: str, loads_once: bool) -> None:
         )
 
 
+class OtherProcessError(ChildProcessError):
+    """Another process of the run has failed."""
+
+
+@contextmanager
+def failing_together(accelerator: Accelerator):
+    """If this block fails in any process, it fails in all of them, so that all can save the state.
+
+    All processes must enter it. Where it has not failed, OtherProcessError or Interrupted is
+    raised. The attribute `on_all_processes` of all these errors is true.
+    """
+    failure = None
+    try:
+        yield
+    except (Exception, Interrupted) as error:
+        failure = error
+    if accelerator.num_processes > 1:
+        signal = failure.code - 128 if isinstance(failure, Interrupted) else 0
+        reports = gather_object([None if failure is None else (str(failure), signal)])
+        failed = [(rank, *report) for rank, report in enumerate(reports) if report]
+        if failed and failure is None:
+            rank, text, signal = failed[0]
+            failure = OtherProcessError(f"process {rank} has failed: {text}")
+            if signal:
+                failure = Interrupted(signal)
+    if failure is not None:
+        failure.on_all_processes = True
+        raise failure
+
+
 def distribute(
-    accelerator: Accelerator, modules: dict[str, nn.Module], keep_device: bool
+    accelerator: Accelerator, modules: dict[str, nn.Module], precision: str, keep_device: bool
 ) -> dict[str, nn.Module]:
     """The modules, prepared for training with all processes.
 
-    keep_device: the modules are not moved. Modules that will be sharded may be on the CPU; a device
-    receives one block at a time and keeps its shard. Raises ValueError if the trained weights of a
-    module that will be sharded have several dtypes.
+    precision: "bf16" for autocast to bfloat16, "no" for none. keep_device: the modules are not
+    moved. Modules that will be sharded may be on the CPU; a device receives one block at a time and
+    keeps its shard. Raises ValueError if the trained weights of a module that will be sharded have
+    several dtypes.
     """
+    if precision == "bf16":
+        for module in modules.values():
+            autocast = torch.autocast(accelerator.device.type, torch.bfloat16)
+            module.forward = autocast(module.forward)
     if not sharded(accelerator):
         return {
             name: accelerator.prepare_model(module, device_placement=not keep_device)
@@ -87,9 +124,6 @@ def distribute(
             raise ValueError(
                 f"FSDP2 needs trained weights of one dtype, but those of {name} are {found}"
             )
-        if accelerator.mixed_precision == "bf16":
-            autocast = torch.autocast(accelerator.device.type, torch.bfloat16)
-            module.forward = autocast(module.forward)
         _shard(module, mesh)
     return modules
 

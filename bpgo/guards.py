@@ -26,8 +26,16 @@ class TrainingWarning(UserWarning):
 def look(output: Path, config: Config) -> dict[str, str]:
     """The messages of all guards about a run's folder, by guard.
 
-    Guards that are already in the run's warnings.jsonl are left out.
+    Guards that are already in the run's warnings.jsonl are left out. Logs that cannot be read are
+    reported like a guard, because no guard may end a run.
     """
+    try:
+        return _look(output, config)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {"logs": f"the guards could not read the logs ({type(error).__name__}: {error})"}
+
+
+def _look(output: Path, config: Config) -> dict[str, str]:
     metrics = _read(output / "metrics.jsonl")
     evaluations = _read(output / "evaluations.jsonl")
     reported = {row["guard"] for row in _read(output / "warnings.jsonl")}

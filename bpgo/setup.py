@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -16,13 +14,12 @@ from torch import Tensor
 
 from bpgo import checks
 from bpgo.batching import small_micro_batch
-from bpgo.checkpoint import CheckpointError
 from bpgo.conditioning import Conditions
-from bpgo.config import Config, PriorConfig, RewardConfig, build_config, differences, to_dict
+from bpgo.config import Config, PriorConfig, RewardConfig, to_dict
 from bpgo.distributed import check_launch, sharded
 from bpgo.evaluation import Metric
-from bpgo.files import write_atomic
 from bpgo.generators import load_generator
+from bpgo.generators.lora_files import find_lora, read_adapters
 from bpgo.generators.offload import offloads
 from bpgo.objective import Advantages, check_advantages
 from bpgo.priors import Prior
@@ -44,8 +41,6 @@ POLICY_SETTINGS = (
     "negative_prompt",
     "max_sequence_length",
 )
-# These may differ when a run is resumed.
-CHANGEABLE = ("iterations:", "checkpoint_every:", "tracker:", "guards:")
 
 
 def with_names(config: Config, policy, objective, prior, reward) -> Config:
@@ -61,6 +56,27 @@ def with_names(config: Config, policy, objective, prior, reward) -> Config:
     if reward is not None:
         config = dataclasses.replace(config, reward=[RewardConfig(name=name_of(reward))])
     return config
+
+
+def with_lora(config: Config) -> Config:
+    """The config with the rank and alpha of the adapters that `generator.lora` names, if any.
+
+    Raises ValueError if it states another rank or alpha, and errors as `find_lora` and
+    `read_adapters` do.
+    """
+    g = config.generator
+    if g.lora is None:
+        return config
+    adapters = read_adapters(find_lora(g.lora))
+    stated = [("lora_rank", g.lora_rank or None), ("lora_alpha", g.lora_alpha)]
+    found = {"lora_rank": adapters.rank, "lora_alpha": adapters.alpha}
+    for name, value in stated:
+        if value is not None and value != found[name]:
+            raise ValueError(
+                f"generator.{name}={value:g}, but it is {found[name]:g} in {adapters.file}: leave "
+                f"generator.{name} out, or start from new adapters (generator.lora=null)"
+            )
+    return dataclasses.replace(config, generator=dataclasses.replace(g, **found))
 
 
 def check_settings(config: Config, given: dict[str, object]) -> None:
@@ -103,35 +119,6 @@ def setting_errors(
     return checks.errors_of(every)
 
 
-# ---------------------------------------------------------------------------------------- folders
-
-
-def open_output(output: Path, config: Config) -> None:
-    """Create the folder of a run, or check that the run in it has the same settings.
-
-    Raises OSError if it cannot be written to, and CheckpointError for a run with other settings.
-    """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / f".writable-{os.getpid()}"  # every process of a run has its own
-        write_atomic(probe, "")
-        probe.unlink()
-    except OSError as error:
-        raise OSError(
-            f"cannot write to the output folder {output}: {error.strerror}. Choose another folder"
-        ) from error
-    file = output / "config.json"
-    if not file.exists():
-        return
-    old = to_dict(build_config(json.loads(file.read_text())))  # new settings get their defaults
-    changed = [d for d in differences(old, to_dict(config)) if not d.startswith(CHANGEABLE)]
-    if changed:
-        raise CheckpointError(
-            f"{output} contains a run with other settings ({'; '.join(changed)}): "
-            f"choose another output folder, or delete this one"
-        )
-
-
 # ------------------------------------------------------------------------------------------ parts
 
 
@@ -140,10 +127,19 @@ def load_policy(config: Config, accelerator: Accelerator):
 
     Raises ValueError or FileNotFoundError.
     """
-    g, device, shards = config.generator, str(accelerator.device), sharded(accelerator)
     checks.check_offload(config, accelerator.num_processes)
-    parks = offloads(config, device)
+    return make_policy(config, str(accelerator.device), sharded(accelerator))
+
+
+def make_policy(config: Config, device: str, shards: bool = False):
+    """The policy of `config.generator` on a device, or on the CPU if it will be sharded.
+
+    Raises ValueError or FileNotFoundError.
+    """
+    config = with_lora(config)
+    g = config.generator
     given = {name: getattr(g, name) for name in POLICY_SETTINGS if getattr(g, name) is not None}
+    parks = offloads(config, device)
     given |= {"dtype": g.dtype, "device": "cpu" if parks or shards else device}
     torch.manual_seed(config.seed)  # for a policy that draws its own weights
     policy = load_generator(g.path, g.policy, **given, **g.options)
@@ -157,7 +153,10 @@ def load_policy(config: Config, accelerator: Accelerator):
             module.float().requires_grad_(True)
     if g.lora_rank:
         torch.manual_seed(config.seed)  # the adapters' initial weights depend on the seed
-        policy.add_lora(g.lora_rank, g.lora_alpha or 2 * g.lora_rank)
+        if g.lora is None:
+            policy.add_lora(g.lora_rank, g.lora_alpha or 2 * g.lora_rank)
+        else:
+            policy.load_lora(g.lora)
     if g.vae_tiling:
         policy.pipeline.vae.enable_tiling()
     if g.compile:

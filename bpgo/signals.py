@@ -6,6 +6,8 @@ import signal
 import threading
 from collections.abc import Callable
 
+import torch
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -59,6 +61,11 @@ class Interruption:
         number, self.received = self.received, 0
         if number:
             raise Interrupted(number, on_all_processes)
+
+    def share(self, accelerator) -> None:
+        """Note a signal that any process of the run received. All processes must call it."""
+        received = torch.tensor([self.received], device=accelerator.device)
+        self.received = int(accelerator.gather(received).max())
 
     def _handle(self, number: int, _frame) -> None:
         if self.held:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -27,15 +28,16 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bpgo import checkpoint, guards, monitor, setup
+from bpgo import checkpoint, guards, monitor, run_folder, setup
 from bpgo.averaging import start_average, swapped, update_average
 from bpgo.batching import check_divisible, micro_batch_size
 from bpgo.config import Config, to_dict
-from bpgo.diagnostics import group_diagnostics
-from bpgo.distributed import distribute, full_weights, gather_rows, sharded
+from bpgo.diagnostics import group_diagnostics, non_finite
+from bpgo.distributed import distribute, failing_together, full_weights, gather_rows, sharded
 from bpgo.evaluation import Metric, Scores, divide_prompts, evaluate
 from bpgo.export import export
-from bpgo.files import read_log, write_atomic
+from bpgo.files import expand, read_log, write_atomic
+from bpgo.identity import data_identity, write_identity
 from bpgo.logs import append_row, drop_rows_after, evaluation_row
 from bpgo.memory import memory_explained
 from bpgo.objective import Advantages, sharpness
@@ -43,7 +45,8 @@ from bpgo.priors import Prior
 from bpgo.prompts import key_of
 from bpgo.registry import name_of
 from bpgo.rewards import Reward, checked, collect, load_rewards, submit, total
-from bpgo.rollout import Batch, Rollout, draw_batch, sample_groups
+from bpgo.rollout import Batch, Part, Rollout, draw_batch, sample_groups
+from bpgo.signals import Interruption
 from bpgo.starting_model import starting_means
 from bpgo.timing import Clock
 from bpgo.update import update_policy
@@ -53,7 +56,8 @@ class Trainer:
     """One run in one folder. A run with the same config and folder resumes from its checkpoint.
 
     output: the folder. It will contain config.json, metrics.jsonl, timing.jsonl, evaluations.jsonl,
-    warnings.jsonl, checkpoint-*/ and, at the end, final/, which plain diffusers can load.
+    warnings.jsonl, checkpoint-*/ and, at the end, final/, which plain diffusers can load. No other
+    process can use the folder until `train` returns.
 
     policy, reward, objective, prior, prompts: objects to use in place of those that the config
     names. The names of their classes or functions are recorded in config.json. metrics: further
@@ -77,36 +81,54 @@ class Trainer:
         metrics: dict[str, Metric] | None = None,
         progress: bool = True,
     ):
-        self.config = config = setup.with_names(config, policy, objective, prior, reward)
-        self.output, self.progress = Path(output), progress
+        config = setup.with_lora(setup.with_names(config, policy, objective, prior, reward))
+        self.config = config
+        self.output, self.progress = expand(output), progress
         self.iteration, self.saved_iteration, self.optimiser_steps = 0, None, 0
         self.groups: dict[str, Tensor] = {}  # of the last iteration, for the tracker's histograms
         self.prompts, self.evaluation_prompts = setup.load_prompts(config, prompts)
-        given = {"objective": objective, "prior": prior, "reward": reward}
+        given = {"generator": policy, "objective": objective, "prior": prior, "reward": reward}
         setup.check_settings(config, given)
-        setup.open_output(self.output, config)
+        self.identity, self.lock = {}, None
+        self.interruption = Interruption()
+        if int(os.environ.get("RANK", "0")) == 0:  # the main process, also before they connect
+            prompts = self.prompts, self.evaluation_prompts
+            self.identity = data_identity(config, *prompts, given)
+            self.lock = run_folder.open_run(self.output, config, self.identity)
+        try:
+            self._start(given, metrics or {})
+        except BaseException:
+            self._close()
+            raise
+
+    def _start(self, given: dict[str, object], metrics: dict[str, Metric]) -> None:
+        """Load everything, and resume from the newest checkpoint, if there is one."""
+        config = self.config
         tracker = None if config.tracker == "none" else config.tracker
+        # accelerate has one precision per process, so `distribute` applies that of the config.
         self.accelerator = Accelerator(
-            mixed_precision=config.precision, log_with=tracker, project_dir=self.output
+            mixed_precision="no", log_with=tracker, project_dir=self.output
         )
         check_divisible(config.groups, config.optimiser.updates, self.accelerator.num_processes)
         self.micro_batch = micro_batch_size(config, self.accelerator.num_processes)
         self.keep_on = "cpu" if config.generator.offload else None
         with memory_explained(config):
-            self._load(policy, reward, objective, prior, metrics or {})
+            self._load(**given, metrics=metrics)
             self._resume()
         if self.accelerator.is_main_process:
             settings = json.dumps(to_dict(config), indent=1)
             write_atomic(self.output / "config.json", settings + "\n")
+            write_identity(self.output, self.identity)
         if tracker:
             self.accelerator.init_trackers("bpgo")
+        self._note_start()
 
-    def _load(self, policy, reward, objective, prior, metrics: dict[str, Metric]) -> None:
+    def _load(self, generator, reward, objective, prior, metrics: dict[str, Metric]) -> None:
         """Load the components that were not passed in, and check all of them."""
         config, device = self.config, str(self.accelerator.device)
         self.objective = setup.make_objective(config, objective)
-        self.policy = policy
-        if policy is None:
+        self.policy = generator
+        if generator is None:
             self.policy = setup.load_policy(config, self.accelerator)
         setup.check_prompts(self.policy, self.prompts, "prompts")
         setup.check_prompts(self.policy, self.evaluation_prompts, "evaluation.prompts")
@@ -134,7 +156,9 @@ class Trainer:
         """Distribute the modules, and make the optimiser and the average of their weights."""
         modules = dict(self.policy.modules)  # `distribute` may wrap them, which changes names
         offload = self.config.generator.offload
-        self.policy.modules = distribute(self.accelerator, modules, keep_device=offload)
+        self.policy.modules = distribute(
+            self.accelerator, modules, self.config.precision, keep_device=offload
+        )
         self.parameters = {
             f"{part}.{name}": p
             for part, module in modules.items()
@@ -142,6 +166,8 @@ class Trainer:
             if p.requires_grad
         }
         self.optimiser = setup.make_optimiser(self.config, modules)
+        # From the first optimiser step to the end of an iteration, its state cannot be saved.
+        self.optimiser.register_step_pre_hook(lambda *_: self.interruption.hold())
         self.optimiser.register_step_post_hook(self._count_step)
         torch.manual_seed(self.config.seed)  # for rewards and metrics that draw random numbers
         self.start = start_average(self.parameters) if self.config.objective.kl else {}
@@ -152,21 +178,40 @@ class Trainer:
     # ------------------------------------------------------------------------------------- loop
 
     def train(self) -> None:
-        """Train up to config.iterations, with evaluations and checkpoints, and export the model."""
+        """Train up to config.iterations, with evaluations and checkpoints, and export the model.
+
+        If an error, Ctrl-C or SIGTERM ends the run, its state is saved first, and `train` or the
+        same command resumes it. SIGINT and SIGTERM raise `bpgo.signals.Interrupted`.
+        """
+        if self.lock is not None and not self.lock.is_locked:
+            self.lock = run_folder.lock_run(self.output)
+        try:
+            with self.interruption, self._saved_on_error():
+                self._train()
+        finally:
+            self._close()
+
+    def _train(self) -> None:
         if self.complete:
+            if self.progress and self.accelerator.is_main_process:
+                print(
+                    f"{self.output} is complete: it has its {self.iteration} iterations and its "
+                    f"model in final/. Set more iterations to continue"
+                )
             # A process that exits closes the connection for those that are still starting.
             self.accelerator.wait_for_everyone()
             return
+        if sharded(self.accelerator):
+            self.interruption.hold()  # until the end of an iteration, see _allow_interruption
         final = self.output / "final"
         shutil.rmtree(final, ignore_errors=True)  # from a shorter run that is being extended
         every = self.config.evaluation.every or self.config.iterations
         show = self.progress and self.accelerator.is_main_process
         with tqdm(total=self.config.iterations, initial=self.iteration, disable=not show) as bar:
             while self.iteration < self.config.iterations:
-                with self._saved_on_error():
-                    if self.iteration % every == 0:
-                        self._log_evaluation()
-                    metrics = self.step()
+                if self.iteration % every == 0:
+                    self._log_evaluation()
+                metrics = self.step()
                 bar.update()
                 bar.set_postfix(reward=f"{metrics['reward']:.4f}")
                 if self.iteration % guards.WINDOW == 0:
@@ -184,22 +229,24 @@ class Trainer:
         """One iteration. Returns what it logs to metrics.jsonl."""
         clock, parts, answers = Clock(), [], []
         with memory_explained(self.config):
-            with clock("sample"):
+            with failing_together(self.accelerator), clock("sample"):
                 batch = self.draw_batch()
                 for part in sample_groups(self.policy, batch, self.micro_batch, self.keep_on):
                     with clock("decode"):
-                        pixels = self.policy.decode(part.latents)
+                        pixels = self.decode(part)
                     with clock("score"):
                         answers.append(submit(self.rewards, pixels, batch.prompts_of(part.rows)))
                     parts.append(part)
-            with clock("score"):
-                scores = collect(answers)
+                with clock("score"):
+                    scores = collect(answers)
             with clock("advantages"):
                 advantages, metrics = self.compute_advantages(batch, scores)
             with clock("update"):
                 metrics |= self.update(Rollout(batch, parts), advantages)
         self.iteration += 1
         self._log(metrics, clock.seconds)
+        self._note_start()
+        self._allow_interruption()
         return metrics
 
     def draw_batch(self) -> Batch:
@@ -208,6 +255,16 @@ class Trainer:
         return draw_batch(
             self.config, self.prompts, self.iteration, self.conditions, processes, rank
         )
+
+    def decode(self, part: Part) -> Tensor:
+        """The pixels of a part. Raises FloatingPointError if the model produces no finite ones."""
+        pixels = self.policy.decode(part.latents)
+        problem = non_finite(part.latents, pixels)
+        if problem:
+            raise FloatingPointError(
+                f"iteration {self.iteration + 1}: {problem}{self._last_checkpoint()}"
+            )
+        return pixels
 
     def compute_advantages(
         self, batch: Batch, scores: dict[str, Tensor]
@@ -262,18 +319,26 @@ class Trainer:
         return self.iteration >= self.config.iterations and (self.output / "final").exists()
 
     def save_checkpoint(self) -> None:
-        """Save the complete state, and delete all but the newest checkpoints."""
+        """Save the complete state, and delete all but the newest checkpoints.
+
+        A signal waits until it is saved. Weights that are not finite are not saved.
+        """
         # All processes must agree, and each may see the disk at a different time.
         if self.saved_iteration == self.iteration:
             return
+        self.interruption.hold()
         with memory_explained(self.config):
             tensors = checkpoint.pack(self.parameters, self.average, self.optimiser)
         if self.accelerator.is_main_process:
+            checkpoint.check_finite(tensors)
             folder = checkpoint.checkpoint_folder(self.output, self.iteration)
             state = {"iteration": self.iteration, "prior": self.prior.state()}
+            state["settings"] = to_dict(self.config)
             checkpoint.save_state(folder, tensors, state)
-            checkpoint.delete_old(self.output)
+            keep, metric = self.config.keep_checkpoints, self.config.keep_best
+            checkpoint.delete_old(self.output, keep, metric)
         self.saved_iteration = self.iteration
+        self._allow_interruption()
 
     def _resume(self) -> None:
         """Restore the newest checkpoint, if there is one, and remove what was logged after it."""
@@ -281,28 +346,73 @@ class Trainer:
         if found:
             tensors, state = checkpoint.load_state(found[-1])
             checkpoint.unpack(tensors, self.parameters, self.average, self.optimiser)
-            self.prior.restore(state["prior"])
+            if state["prior"] is not None:  # a branch with another prior has none
+                self.prior.restore(state["prior"])
             self.iteration = self.saved_iteration = state["iteration"]
         if not self.complete and self.accelerator.is_main_process:
             drop_rows_after(self.output, self.iteration)
 
+    def _note_start(self) -> None:
+        """Keep what an unfinished iteration changes before its first optimiser step."""
+        prior = copy.deepcopy(self.prior.state())
+        self._start_of_iteration = torch.get_rng_state(), prior, self.optimiser_steps
+
     @contextmanager
     def _saved_on_error(self):
-        """If an iteration fails before its first optimiser step, save the state at its start."""
-        random_state, prior_state = torch.get_rng_state(), copy.deepcopy(self.prior.state())
-        steps_made = self.optimiser_steps
+        """If the run ends early, save the state after its last complete iteration.
+
+        This is not possible once the next iteration has made an optimiser step.
+        """
         try:
             yield
-        except (ValueError, OSError, MemoryError, FloatingPointError):
-            # Saving shards needs all processes, and would wait for those that have not failed.
-            if self.optimiser_steps == steps_made and not sharded(self.accelerator):
+        except (Exception, KeyboardInterrupt) as error:
+            random_state, prior_state, steps_made = self._start_of_iteration
+            # Saving shards needs all processes, and would wait for those that have not stopped.
+            alone = sharded(self.accelerator) and not getattr(error, "on_all_processes", False)
+            if self.optimiser_steps == steps_made and not alone:
+                self.interruption.hold()
                 torch.set_rng_state(random_state)
                 self.prior.restore(prior_state)
-                self.save_checkpoint()
+                self._save_in_spite_of(error)
             raise
+
+    def _save_in_spite_of(self, error: BaseException) -> None:
+        """Save a checkpoint, and add to the error where it is, or why there is none."""
+        try:
+            self.save_checkpoint()
+        except Exception as other:  # the first error is the one to report
+            error.add_note(f"The state could not be saved: {other}{self._last_checkpoint()}")
+        else:
+            folder = checkpoint.checkpoint_folder(self.output, self.iteration)
+            error.add_note(
+                f"The state after iteration {self.iteration} is saved in {folder}. Rerun the same "
+                f"command to resume"
+            )
+
+    def _allow_interruption(self) -> None:
+        """End a hold. The processes of a sharded run are interrupted at the same point."""
+        together = sharded(self.accelerator)
+        if together:
+            self.interruption.share(self.accelerator)
+        self.interruption.release(on_all_processes=together)
+        if together:
+            self.interruption.hold()
+
+    def _last_checkpoint(self) -> str:
+        """Which checkpoint there is to go back to, as the end of a message."""
+        found = checkpoint.checkpoints(self.output)
+        if not found:
+            return ". There is no checkpoint yet"
+        lower = f"optimiser.learning_rate={self.config.optimiser.learning_rate / 2:g}"
+        return f". The last checkpoint is {found[-1]}{run_folder.branch_hint(self.output, lower)}"
 
     def _count_step(self, *_) -> None:
         self.optimiser_steps += 1
+
+    def _close(self) -> None:
+        """Let other processes use the folder."""
+        if self.lock is not None:
+            run_folder.close_run(self.lock)
 
     def averaged_weights(self):
         """A context in which the policy has its averaged weights, if the run keeps any."""

@@ -73,10 +73,12 @@ def test_a_restored_model_continues_bit_for_bit(tmp_path, both):
 def test_a_checkpoint_replaces_one_of_the_same_name(tmp_path):
     folder = tmp_path / "checkpoint-000001"
     for number in (1, 2):
-        save_state(folder, {"a": torch.full((2,), float(number))}, {"number": number})
+        save_state(
+            folder, {"a": torch.full((2,), float(number))}, {"iteration": number, "prior": {}}
+        )
     tensors, state = load_state(folder)
     assert tensors["a"].tolist() == [2.0, 2.0]
-    assert state["number"] == 2
+    assert state["iteration"] == 2
     assert [place.name for place in tmp_path.iterdir()] == [folder.name]
 
 
@@ -86,16 +88,29 @@ def test_a_checkpoint_replaces_one_of_the_same_name(tmp_path):
 def test_only_complete_checkpoints_are_found_and_in_order_of_iteration(tmp_path):
     found = ["checkpoint-000002", "checkpoint-000010", "checkpoint-1000000"]
     others = ["checkpoint-12", "checkpoint-000003-old", "my-checkpoint-000001", "checkpoint-abc"]
+    others += ["checkpoint-0000003", "checkpoint-\u0660\u0660\u0660\u0660\u0660\u0661"]
     for name in [*found, *others, ".checkpoint-000004.partial", "final"]:
         (tmp_path / name).mkdir()
     assert [place.name for place in checkpoints(tmp_path)] == found
     assert [iteration_of(place) for place in checkpoints(tmp_path)] == [2, 10, 1_000_000]
     for place in checkpoints(tmp_path):
         assert checkpoint_folder(tmp_path, iteration_of(place)) == place
-    delete_old(tmp_path)
+    delete_old(tmp_path, keep=2)
     assert [place.name for place in checkpoints(tmp_path)] == found[1:]
     for name in others:
         assert (tmp_path / name).exists()
+
+
+def test_a_file_with_the_name_of_a_checkpoint_is_none_and_is_left_alone(tmp_path):
+    (tmp_path / "checkpoint-000001").write_text("a file")
+    (tmp_path / "checkpoint-000002").mkdir()
+    (tmp_path / "checkpoint-000003").mkdir()
+    assert [place.name for place in checkpoints(tmp_path)] == [
+        "checkpoint-000002",
+        "checkpoint-000003",
+    ]
+    delete_old(tmp_path, keep=1)
+    assert (tmp_path / "checkpoint-000001").read_text() == "a file"
 
 
 def test_without_a_folder_there_are_no_checkpoints(tmp_path):
@@ -108,7 +123,7 @@ def test_without_a_folder_there_are_no_checkpoints(tmp_path):
 @pytest.fixture
 def saved(tmp_path):
     folder = tmp_path / "checkpoint-000004"
-    save_state(folder, {"a": torch.arange(1000.0)}, {"iteration": 4})
+    save_state(folder, {"a": torch.arange(1000.0)}, {"iteration": 4, "prior": {}})
     return folder
 
 
@@ -130,7 +145,7 @@ def without_digest(folder):
 
 
 DAMAGE = {
-    "cut": (cut, "is damaged .*: delete it to resume from the previous checkpoint$"),
+    "cut": (cut, "is damaged .*: rename it, .* to resume from the checkpoint before it$"),
     "flipped": (flip, "is damaged "),
     "empty state": (lambda folder: (folder / "state.json").write_text(""), "is damaged "),
     "no digest": (without_digest, "is damaged "),

@@ -213,7 +213,7 @@ FAILURES = {
     "two dimensions": (lambda values: values[:, None], "returned shape (6, 1) for 6 images"),
     "ValueError": (lambda values: int("no number"), "raised ValueError: invalid literal"),
     "ZeroDivisionError": (lambda values: 1 / 0, "raised ZeroDivisionError: division by zero"),
-    "None": (lambda values: None, "raised "),
+    "None": (lambda values: None, "returned NoneType, not numbers"),
 }
 
 

@@ -1,12 +1,10 @@
 """From a config to the parts of a run, and what is checked before training."""
 
-import json
 
 import pytest
 import torch
 
-from bpgo.checkpoint import CheckpointError
-from bpgo.config import build_config, read_config, to_dict
+from bpgo.config import build_config
 from bpgo.objective import Advantages, bpgo, grpo, ras
 from bpgo.priors import Constant, RunningMean
 from bpgo.setup import (
@@ -15,7 +13,6 @@ from bpgo.setup import (
     make_objective,
     make_optimiser,
     make_prior,
-    open_output,
     try_metrics,
     with_names,
 )
@@ -32,40 +29,6 @@ def config_of(trees):
         return build_config(merged(trees["t2i"], changes))
 
     return config_of
-
-
-# ----------------------------------------------------------------------------------- the folder
-
-
-def test_a_new_folder_is_made_and_left_empty(config_of, tmp_path):
-    open_output(tmp_path / "a" / "run", config_of())
-    assert list((tmp_path / "a" / "run").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"iterations": 9}, {"checkpoint_every": 3}, {"tracker": "wandb"}, {"guards": False}],
-)
-def test_some_settings_may_change_when_a_run_is_resumed(config_of, tmp_path, changes):
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(config_of())))
-    open_output(tmp_path, config_of(**changes))
-    with pytest.raises(CheckpointError, match=r"other settings \(seed: 0 -> 1\): choose another"):
-        open_output(tmp_path, config_of(seed=1, **changes))
-
-
-def test_settings_that_are_newer_than_a_run_have_their_defaults(tmp_path):
-    """A run without them can be resumed. One with another value is refused."""
-    config = read_config("t2v-tiny")
-    older = to_dict(config)
-    del older["generator"]["offload"], older["sampling"]["shared_noise"]
-    older["reward"] = older["reward"][0]  # as it was written when there was only one
-    (tmp_path / "config.json").write_text(json.dumps(older))
-    message = r"other settings \(sampling\.shared_noise: False -> True\)"
-    with pytest.raises(CheckpointError, match=message):
-        open_output(tmp_path, config)
-    older["sampling"]["shared_noise"] = True
-    (tmp_path / "config.json").write_text(json.dumps(older))
-    open_output(tmp_path, build_config(to_dict(config)))
 
 
 # ------------------------------------------------------------------------------------ the parts
