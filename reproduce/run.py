@@ -1,11 +1,12 @@
-"""Run the notebooks of a profile side by side on all cores, and print its table.
+"""Run the notebooks of a profile side by side on all cores, and print its table and its reports.
 
     python reproduce/run.py [--profile quick] [--cluster reproduce/slurm]
 
 `reproduce/<profile>.yaml` lists experiments, {name: {notebook, record, parameters, seeds}}. Each
 seed is a job. It runs the notebook with `seeds=[seed]` and leaves a record and the executed
 notebook in `reproduce/results/<profile>/<job>/`. Only missing and outdated jobs are run. After a
-kill, the same command resumes.
+kill, the same command resumes. While it works, a line says how many training runs are complete and
+how much time is left. At the end, `bpgo report` is written for the runs of each experiment.
 
 Exit code 0: all jobs are done. 1: some failed, and are listed. 2: the request was wrong and nothing
 was run.
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from bpgo.files import write_atomic
 from bpgo.records import aligned
+from reproduce import progress
 from reproduce.common import (
     RequestError,
     locked,
@@ -146,6 +148,24 @@ def _reason(notebook, started):
     return f"{errors[-1]['ename']}: {errors[-1]['evalue']}"
 
 
+def write_reports(profile, work):
+    """Write a report of the training runs of each experiment, and print where they are."""
+    folders = {}
+    for job in work.values():
+        found = sorted(Path(job["record"]).parent.glob("runs/*/config.json"))
+        folders.setdefault(job["experiment"], []).extend(file.parent for file in found)
+    for experiment, runs in folders.items():
+        if not runs:
+            continue
+        from bpgo.report import write_report  # imports torch
+
+        file = Path("runs") / profile / f"{experiment}.html"
+        try:
+            print(f"report: {write_report(runs, file)}")
+        except OSError as error:
+            print(f"the report {file} could not be written: {error}", file=sys.stderr)
+
+
 def main(arguments=None):
     """Run a profile. Returns the exit code."""
     options = _parser().parse_args(arguments)
@@ -167,13 +187,17 @@ def main(arguments=None):
         started = time.time()
         clear_stale(work)
         write_jobs(options.profile, work)
-        exit_code = snakemake([], f"profile={options.profile}", lock, cluster)
+        with progress.shown(
+            [(j["record"], stamp(j["record"]), progress.runs_of(j)) for j in work.values()]
+        ):
+            exit_code = snakemake([], f"profile={options.profile}", lock, cluster)
         failed, rows = failures(work, started), summary(work)
         if rows:
             lines = table(rows)
             folder = Path("reproduce/results") / options.profile
             write_tables(folder, rows, lines, options.profile)
             print(f"\n{aligned(lines)}\n(also {folder}/table.md and table.csv)")
+        write_reports(options.profile, work)
     for name, reason in failed.items():
         print(f"FAILED {name}: {reason}", file=sys.stderr)
     if exit_code and not failed:
