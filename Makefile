@@ -42,7 +42,7 @@ help:  ## list the verbs
 test: lint  ## lint, then run the tests (the long ones: make test ARGS='-m slow')
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(PYTHON) -m pytest -n auto --maxprocesses=4 --dist loadfile $(ARGS)
 
-reproduce: $(SETUP)  ## train all objectives, small, and print the table (minutes)
+reproduce: $(SETUP)  ## train all objectives, small, and print the table and reports (minutes)
 	$(PYTHON) reproduce/run.py $(ARGS)
 
 study: $(SETUP)  ## run what is missing of the study (hours) and write its tables
