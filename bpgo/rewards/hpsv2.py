@@ -136,7 +136,7 @@ def rename(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
         if ".in_proj_" in name:
             ours |= split_attention(name, tensor)
         elif name.endswith("_projection.weight"):
-            ours[name] = tensor.T  # open_clip multiplies from the right
+            ours[name] = tensor.mT  # open_clip multiplies from the right
         else:
             ours[name] = tensor
     return ours

@@ -246,7 +246,7 @@ def read_settings(file: Path) -> tuple[dict, dict, float]:
         rank = sqrt(lora["lora_r"]) if lora.get("use_rslora") else lora["lora_r"]
         scale = lora["lora_alpha"] / rank
         norms = NORMS | (content.get("inference_config") or {})
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
         raise ValueError(
             f"{file} is damaged, or does not belong to a VideoReward ({error!r}): download it again"
         ) from error

@@ -208,7 +208,7 @@ def rename(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
         if ".in_proj_" in name:
             ours |= split_attention(name, tensor)
         elif name.endswith("_projection.weight"):
-            ours[name] = tensor.T  # OpenAI's CLIP multiplies from the right
+            ours[name] = tensor.mT  # OpenAI's CLIP multiplies from the right
         elif name.endswith("patch_embedding.weight"):
             ours[name] = tensor[:, :, 0]  # a Conv3d of depth 1
         elif their_name == "text_model.positional_embedding":

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity
 
-from bpgo.rewards import RewardError, load_reward, qwen3_vl_embedding
+from bpgo.config import read_config
+from bpgo.rewards import RewardError, load_reward, load_rewards, qwen3_vl_embedding
 from tests.rewards.qwen import PROMPTS, TOKENS, byte_videos, pil_patches, qwen_tokenizer
 from tests.rewards.qwen_folders import ending_tokenizer, write_qwen3
 
@@ -81,6 +82,22 @@ def test_the_instruction_and_fps_are_options(tokenizer, folder):
     expected = published_cosine(folder, tokenizer, pixels[0], PROMPTS[0], indices, 8, query)
     came = load_reward(NAME, folder, instruction=query, fps=8.0)(pixels, PROMPTS[:1])
     torch.testing.assert_close(came[0], expected, atol=1e-5, rtol=0)
+
+
+def test_a_preset_sets_fps_and_rate(folder):
+    """10 frames of 81 are seen both at 1 of 8 per second and at 2 of 16."""
+    pixels = byte_videos(81, 64, 64, batch=1)
+    expected = load_reward(NAME, folder, rate=2.0)(pixels, PROMPTS[:1])
+    assert (load_reward(NAME, folder)(pixels, PROMPTS[:1]) - expected).abs() > 1e-4
+    given = [f"reward.path={folder}", f"reward.name={NAME}", "reward.options={rate: 2}"]
+    (reward,) = load_rewards(read_config("t2v-tiny", given).reward).values()
+    assert torch.equal(reward(pixels, PROMPTS[:1]), expected)
+    assert qwen3_vl_embedding.frame_indices(81, 8.0).tolist() == (
+        qwen3_vl_embedding.frame_indices(81, 16.0, 2.0).tolist()
+    )
+    for option, value in (("fps", 0), ("rate", "fast"), ("fps", None)):
+        with pytest.raises(ValueError, match=f"option {option} must be a positive number"):
+            load_reward(NAME, folder, **{option: value})
 
 
 def test_a_video_s_reward_does_not_depend_on_its_batch(folder):

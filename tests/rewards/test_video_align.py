@@ -7,7 +7,8 @@ import shutil
 import pytest
 import torch
 
-from bpgo.rewards import RewardError, load_reward, video_align
+from bpgo.config import read_config
+from bpgo.rewards import RewardError, load_reward, load_rewards, video_align
 from bpgo.rewards.video_align import NORMS, PUBLISHED, SPECIAL, VideoReward
 from bpgo.rewards.video_align_form import FORM
 from tests.rewards.layouts import Code
@@ -159,6 +160,26 @@ def test_fps_decides_which_frames_are_seen(peft, tokenizer, folder):
     for column, name in enumerate(NAMES):
         came = load_reward(name, folder, fps=8.0)(pixels, PROMPTS[:1])
         torch.testing.assert_close(came, expected[column : column + 1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_preset_sets_fps_and_rate(folder):
+    """8 frames of 33 are seen both at 2 of 8 per second and at 4 of 16."""
+    pixels = byte_videos(33, 56, 84, batch=2)
+    expected = load_reward("video_align", folder, fps=8.0)(pixels, PROMPTS[:2])
+    other = load_reward("video_align", folder)(pixels, PROMPTS[:2])
+    assert (other - expected).abs().min() > 1e-3
+    for options in ("{fps: 8}", "{fps: 16, rate: 4}"):
+        given = [f"reward.path={folder}", "reward.name=video_align", f"reward.options={options}"]
+        (reward,) = load_rewards(read_config("t2v-tiny", given).reward).values()
+        assert torch.equal(reward(pixels, PROMPTS[:2]), expected)
+
+
+@pytest.mark.parametrize("option", ["fps", "rate"])
+@pytest.mark.parametrize("value", [0, -2.0, float("nan"), float("inf"), "8", True, [8]])
+def test_frames_per_second_that_are_no_positive_number_are_refused(folder, option, value):
+    message = f"option {option} must be a positive number of frames per second, not"
+    with pytest.raises(ValueError, match=message):
+        load_reward("video_align_mq", folder, **{option: value})
 
 
 def test_the_published_form_and_size():
