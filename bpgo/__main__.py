@@ -11,6 +11,7 @@ from difflib import get_close_matches
 
 from bpgo import __version__
 from bpgo.files import expand
+from bpgo.signals import Interruption
 
 ERRORS = (ValueError, TypeError, OSError, FloatingPointError, MemoryError)
 TRAINING = ("train", "pretrain")
@@ -25,11 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     name = " ".join(["bpgo", *arguments[:1]])
     try:
-        code = _run(arguments)
+        with Interruption():
+            code = _run(arguments)
         print(end="", flush=True)
         return code
     except KeyboardInterrupt as error:
-        print(f"{name}: {error if str(error) else 'interrupted'}", file=sys.stderr)
+        print(f"{name}: {_message(error, 'interrupted')}", file=sys.stderr)
         return getattr(error, "code", 130)
     except BrokenPipeError as error:
         if _reader_left():
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except ERRORS as error:
-        print(f"{name}: {error if str(error) else type(error).__name__}", file=sys.stderr)
+        print(f"{name}: {_message(error, type(error).__name__)}", file=sys.stderr)
         return 2
     except SystemExit:  # of argparse, which may have printed its help
         _reader_left()
@@ -45,6 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # a defect of this package or of a library
         print(f"{name}: {_unexpected(error, arguments)}", file=sys.stderr)
         return 1
+
+
+def _message(error: BaseException, otherwise: str) -> str:
+    """The text of an error, and its notes, such as where the state of a run is saved."""
+    return "\n".join([str(error) or otherwise, *getattr(error, "__notes__", ())])
 
 
 def _run(arguments: list[str]) -> int:
@@ -84,7 +91,8 @@ def _unexpected(error: Exception, arguments: list[str]) -> str:
     run = expand(output) if arguments[0] == "train" else None
     what = str(error).strip().partition("\n")[0]
     what = f"{type(error).__name__}: {what}" if what else type(error).__name__
-    return f"unexpected error: {what} (traceback: {write_error_log(error, run)})"
+    line = f"unexpected error: {what} (traceback: {write_error_log(error, run)})"
+    return "\n".join([line, *getattr(error, "__notes__", ())])
 
 
 # --------------------------------------------------------------------------------------- arguments

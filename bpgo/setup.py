@@ -24,10 +24,11 @@ from bpgo.generators.offload import offloads
 from bpgo.objective import Advantages, check_advantages
 from bpgo.priors import Prior
 from bpgo.prompt_files import read_prompts
-from bpgo.prompts import images_of
+from bpgo.prompts import images_of, with_columns
 from bpgo.reference import cache_file, weights_fingerprint
 from bpgo.registry import TABLES, arguments, find, name_of
 from bpgo.rewards import Reward, load_rewards
+from bpgo.rewards.prompt_checks import prompt_check
 from bpgo.rollout import row_noise
 from bpgo.trackers import check_tracker
 
@@ -261,7 +262,10 @@ def make_metrics(
     held_out = load_rewards(config.evaluation.held_out, device)
     if len(held_out) == 1:
         held_out = {"held_out": next(iter(held_out.values()))}
-    named = {name: find("metric", name) for name in config.evaluation.metrics}
+    named = {
+        name: with_columns(find("metric", name), f"metric {name!r}")
+        for name in config.evaluation.metrics
+    }
     return {"reward": reward} | held_out | named | metrics
 
 
@@ -281,6 +285,37 @@ def load_prompts(config: Config, prompts: list[str] | None = None) -> tuple[list
         )
     path = config.evaluation.prompts
     return prompts, read_prompts(path) if path else prompts
+
+
+def check_all_prompts(
+    config: Config,
+    policy,
+    rewards: dict[str, Reward],
+    metrics: dict[str, Metric],
+    prompts: list[str],
+    evaluation_prompts: list[str],
+) -> None:
+    """Check every prompt with the policy and with every reward and metric that will read it.
+
+    rewards, metrics: by name. Raises ValueError that lists all prompts that cannot be used.
+    """
+    readers = [("prompts", prompts, rewards)]
+    readers.append(("evaluation.prompts", evaluation_prompts, rewards | metrics))
+    if evaluation_prompts is prompts:
+        readers = [("prompts", prompts, rewards | metrics)]
+    every = []
+    for key, own, of in readers:
+        every.append(partial(check_prompts, policy, own, key))
+        every += checks.column_checks(config, own)
+        every += [partial(_check_with_reward, of[name], name, own, key) for name in of]
+    checks.raise_all(checks.errors_of(every))
+
+
+def _check_with_reward(reward: Reward, name: str, prompts: list[str], key: str) -> None:
+    try:
+        prompt_check(reward)(prompts)
+    except ValueError as error:
+        raise ValueError(f"{key}: reward {name!r}: {error}") from error
 
 
 def check_prompts(policy, prompts: list[str], name: str) -> None:

@@ -6,8 +6,6 @@ import signal
 import threading
 from collections.abc import Callable
 
-import torch
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -64,6 +62,8 @@ class Interruption:
 
     def share(self, accelerator) -> None:
         """Note a signal that any process of the run received. All processes must call it."""
+        import torch  # not needed, and slow to import, for commands that do not train
+
         received = torch.tensor([self.received], device=accelerator.device)
         self.received = int(accelerator.gather(received).max())
 

@@ -130,14 +130,14 @@ class Trainer:
         self.policy = generator
         if generator is None:
             self.policy = setup.load_policy(config, self.accelerator)
-        setup.check_prompts(self.policy, self.prompts, "prompts")
-        setup.check_prompts(self.policy, self.evaluation_prompts, "evaluation.prompts")
         if reward is None:
             self.rewards = load_rewards(config.reward, device)
         else:
             self.rewards = {name_of(reward): partial(checked, reward, name_of(reward))}
         self.reward = total(self.rewards)
         self.metrics = setup.make_metrics(config, self.reward, metrics, device)
+        prompts = self.prompts, self.evaluation_prompts
+        setup.check_all_prompts(config, self.policy, self.rewards, self.metrics, *prompts)
         logged = setup.try_metrics(self.policy, self.prompts[0], self.metrics)
         setup.check_keep_best(config, logged)
         self._prepare_training()

@@ -181,6 +181,43 @@ def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def send(number, values=None):
+    """Send this process a signal, as Ctrl-C (SIGINT) or a scheduler (SIGTERM) does."""
+    os.kill(os.getpid(), number)
+    return values
+
+
+def send_after_the_update(number, iteration):
+    """Send this process a signal when the policy of an iteration has been trained."""
+    from bpgo import trainer
+
+    original, updates = trainer.update_average, itertools.count(1)
+
+    def update_average(*given):
+        if next(updates) == iteration:
+            send(number)
+        original(*given)
+
+    trainer.update_average = update_average
+
+
+def send_while_writing(number, part):
+    """Send this process a signal while it writes the checkpoint `part`."""
+    original = checkpoint.save_file
+
+    def save_file(tensors, file):
+        if part in str(file):
+            send(number)
+        original(tensors, file)
+
+    checkpoint.save_file = save_file
+
+
+def start(arguments, log):
+    """Start `bpgo ARGUMENTS` in a separate process, and return it."""
+    return _start(arguments, log, ())
+
+
 def kill_before(name, part):
     """Kill the process just before os.fsync or Path.rename is called on a path that has `part`."""
     owner = {"fsync": os, "rename": Path}[name]

@@ -1,6 +1,7 @@
 """Invariant 6: a run that is killed or fails, and is then resumed, equals an undisturbed one."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -119,6 +120,65 @@ def test_the_command_line_killed_from_outside(resume_presets, tmp_path):
     assert process.wait() == -signal.SIGKILL
     subprocess.run([*command, tmp_path / "run"], **quiet)
     assert_same_run(tmp_path / "run", tmp_path / "expected")
+
+
+# ----------------------------------------------------------------------------------- interrupted
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+@pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
+def test_a_signal_saves_the_state_and_says_where(train, undisturbed, tmp_path, number):
+    """At once where nothing is lost, or else when the iteration or the checkpoint is complete."""
+    folder = tmp_path / "run"
+    in_reward = [
+        partial(runs.register_reward, partial(runs.send, number), call)
+        for call in (ITERATION_2, 2)  # 2 is that of iteration 3, after the evaluation, if resumed
+    ]
+    moments = [
+        (in_reward[0], "checkpoint-000001"),
+        (partial(runs.send_after_the_update, number, 1), "checkpoint-000002"),
+        (in_reward[1], "checkpoint-000002"),
+        (partial(runs.send_while_writing, number, "checkpoint-000004"), "checkpoint-000004"),
+    ]
+    for moment, saved in moments:
+        code, output = train(folder, moment)
+        message = output.rpartition("bpgo train: ")[2]
+        assert code == CODES[number], output
+        assert message.startswith(f"interrupted by {number.name}\nThe state after iteration ")
+        assert f"is saved in {folder / saved}. Rerun the same command to resume" in message
+        assert "Traceback" not in output
+        assert names(folder)[-1] == saved
+        assert {".lock", ".lock-owner"}.isdisjoint(place.name for place in folder.iterdir())
+    code, output = train(folder)
+    assert code == 0, output
+    assert_same_run(folder, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["t2i", "t2v", "i2v"])
+def test_interrupted_at_twenty_random_moments_it_ends_as_the_undisturbed_run(
+    resume_presets, train, tmp_path, task
+):
+    """Each moment is random, from the start of the process on. Seed 0."""
+    rng, count, log = random.Random(0), 0, tmp_path / "log"
+    code, output = train(tmp_path / "expected", task=task)
+    assert code == 0, output
+    started = time.monotonic()
+    train(tmp_path / "timed", task=task)
+    longest = time.monotonic() - started
+    while count < 20:
+        folder = tmp_path / f"run-{count}"
+        while not (folder / "final").exists():
+            process = runs.start(["train", resume_presets[task], "--output", folder], log)
+            process.join(rng.uniform(0, longest))
+            number = rng.choice(list(CODES))
+            if process.is_alive():
+                os.kill(process.pid, number)
+                count += 1
+            process.join()
+            assert process.exitcode in (0, CODES[number]), log.read_text()
+        assert_same_run(folder, tmp_path / "expected")
 
 
 # --------------------------------------------------------------------------- extended and complete
