@@ -21,6 +21,8 @@ from bpgo.rollout import integrate, micro_batches, row_noise, seed_of, select
 from bpgo.sde import sigma_grid
 from bpgo.trained import find_iteration, load_trained, read_run
 
+FPS = 16  # Wan's frames per second
+
 
 def sample_run(
     run: Path,
@@ -60,8 +62,10 @@ def sample_run(
             accelerator, policy.modules, config.precision, keep_device=config.generator.offload
         )
         pixels = sample(policy, config, prompts, seed, samples, steps or config.evaluation.steps)
-    save = save_animation if is_video else save_grid
-    save(pixels, output)
+    if is_video:
+        save_animation(pixels, output, min(FPS, pixels.shape[2]))  # short clips last a second
+    else:
+        save_grid(pixels, output)
     return output
 
 
