@@ -216,6 +216,13 @@ def test_the_band_is_the_t_interval_over_runs():
     np.testing.assert_allclose([mean - half, mean + half], expected)
 
 
+@pytest.mark.parametrize(("runs", "bands"), [(1, 0), (2, 0), (3, 1)])
+def test_three_runs_get_a_band(runs, bands):
+    x = np.arange(4)
+    svg = line_chart("Title", [Series("a", 0, [(x, x * (1 + i)) for i in range(runs)])])
+    assert svg.count('FillBetweenPolyCollection_1"') == bands
+
+
 def test_long_curves_are_averaged_over_windows():
     x, y = np.arange(1, 6001), np.arange(1, 6001) % 20 + 0.0
     steps, means = thinned(x, y)

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from bpgo.analysis.runs import smooth, t_interval
 
 SIZE = (4.4, 2.5)  # inches
-AREA = (0.14, 0.19, 0.84, 0.77)  # of the axes; a computed layout would take twice the time
+AREA = (0.17, 0.19, 0.81, 0.77)  # of the axes; a computed layout would take twice the time
 COLOURS = 6  # of series; further series have other dashes
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 POINTS = 300  # longer curves are averaged over neighbouring iterations
@@ -43,7 +43,11 @@ class Series(NamedTuple):
 
 @rc_context(STYLE)
 def line_chart(title: str, groups: Sequence[Series]) -> str:
-    """One line per group: the mean of its runs, with thin lines for each and a 95 % t interval."""
+    """One line per group: the mean of its runs, with a thin line for each of them.
+
+    Three or more runs get a band, the 95 % t interval. That of two is 12.7 standard errors wide to
+    each side, and would cover the chart.
+    """
     figure, axes = _new()
     drawn = []
     for group in groups:
@@ -58,7 +62,8 @@ def line_chart(title: str, groups: Sequence[Series]) -> str:
         if several:
             x, y = thinned(steps, mean)
             _, width = thinned(steps, half)
-            axes.fill_between(x, y - width, y + width, color=style["color"], alpha=0.15, lw=0)
+            if len(group.curves) > 2:
+                axes.fill_between(x, y - width, y + width, color=style["color"], alpha=0.15, lw=0)
             axes.plot(x, y, marker="o" if len(x) == 1 else None, linewidth=1.9, **style)
     _limit(axes, np.concatenate(drawn))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
