@@ -48,7 +48,10 @@ def refused(bpgo_train, resume_presets, clip_folder, image_reward_folder, tmp_pa
 
 
 NOWHERE = "is not a folder or file, not a hub id (owner/name), and not shipped with bpgo (shipped: "
-MAUVE = "the text encoder does not know these words, so use others: "
+MAUVE = (
+    "the text encoder does not know these words, so use others: "
+    "unknown.txt, line 5, 'a mauve circle': mauve"
+)
 NEEDS_IMAGES = "image-to-video needs one image for each of the 4 prompts, not 0"
 FOR_IMAGES = (
     "raised ValueError: this reward takes images (batch, 3, height, width) in [0, 1], not (1, "
