@@ -262,11 +262,9 @@ def make_metrics(
     held_out = load_rewards(config.evaluation.held_out, device)
     if len(held_out) == 1:
         held_out = {"held_out": next(iter(held_out.values()))}
-    named = {
-        name: with_columns(find("metric", name), f"metric {name!r}")
-        for name in config.evaluation.metrics
-    }
-    return {"reward": reward} | held_out | named | metrics
+    own = {name: find("metric", name) for name in config.evaluation.metrics} | metrics
+    own = {name: with_columns(metric, f"metric {name!r}") for name, metric in own.items()}
+    return {"reward": reward} | held_out | own
 
 
 # ----------------------------------------------------------------------------------------- checks
@@ -303,12 +301,22 @@ def check_all_prompts(
     readers.append(("evaluation.prompts", evaluation_prompts, rewards | metrics))
     if evaluation_prompts is prompts:
         readers = [("prompts", prompts, rewards | metrics)]
-    every = []
+    every = all_column_checks(config, prompts, evaluation_prompts)
     for key, own, of in readers:
         every.append(partial(check_prompts, policy, own, key))
-        every += checks.column_checks(config, own)
         every += [partial(_check_with_reward, of[name], name, own, key) for name in of]
     checks.raise_all(checks.errors_of(every))
+
+
+def all_column_checks(
+    config: Config, prompts: list[str], evaluation_prompts: list[str]
+) -> list[Callable[[], object]]:
+    """Checks of the columns that rewards read of all prompts, and held-out ones in evaluation."""
+    e = config.evaluation
+    return [
+        *checks.column_checks(config.reward, [], prompts),
+        *checks.column_checks([*config.reward, *e.held_out], e.metrics, evaluation_prompts),
+    ]
 
 
 def _check_with_reward(reward: Reward, name: str, prompts: list[str], key: str) -> None:

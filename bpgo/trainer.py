@@ -42,7 +42,7 @@ from bpgo.logs import append_row, drop_rows_after, evaluation_row
 from bpgo.memory import memory_explained
 from bpgo.objective import Advantages, sharpness
 from bpgo.priors import Prior
-from bpgo.prompts import key_of
+from bpgo.prompts import key_of, with_columns
 from bpgo.registry import name_of
 from bpgo.rewards import Reward, checked, collect, load_rewards, submit, total
 from bpgo.rollout import Batch, Part, Rollout, draw_batch, sample_groups
@@ -133,12 +133,13 @@ class Trainer:
         if reward is None:
             self.rewards = load_rewards(config.reward, device)
         else:
-            self.rewards = {name_of(reward): partial(checked, reward, name_of(reward))}
+            name = name_of(reward)
+            self.rewards = {name: partial(checked, with_columns(reward, f"reward {name!r}"), name)}
         self.reward = total(self.rewards)
         self.metrics = setup.make_metrics(config, self.reward, metrics, device)
         prompts = self.prompts, self.evaluation_prompts
         setup.check_all_prompts(config, self.policy, self.rewards, self.metrics, *prompts)
-        logged = setup.try_metrics(self.policy, self.prompts[0], self.metrics)
+        logged = setup.try_metrics(self.policy, self.evaluation_prompts[0], self.metrics)
         setup.check_keep_best(config, logged)
         self._prepare_training()
         prompts = [*self.prompts, *self.evaluation_prompts]

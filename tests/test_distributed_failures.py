@@ -2,9 +2,11 @@
 
 import os
 import signal
+from functools import partial
 
 import pytest
 
+from bpgo import checkpoint
 from tests import small_runs as runs
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
@@ -38,21 +40,33 @@ def die_in_the_second_iteration():
 
 
 @EITHER
-def test_a_reward_that_fails_in_one_process_ends_all(resume_presets, tmp_path, how):
-    command = ["train", resume_presets["t2i"], "--output", tmp_path / "run"]
-    found = runs.run_together(2, command, tmp_path / "log", *how, nan_in_the_second_process)
+@pytest.mark.parametrize("call", [3, 4])
+def test_a_reward_that_fails_in_one_process_ends_all_and_leaves_a_checkpoint(
+    resume_presets, tmp_path, how, call
+):
+    """All processes see the error at the same point, so even shards can be gathered."""
+    folder = tmp_path / "run"
+    command = ["train", resume_presets["t2i"], "--output", folder, "evaluation.every=4"]
+    fails = partial(nan_in_the_second_process, call)
+    found = runs.run_together(2, command, tmp_path / "log", *how, fails)
     (code, output), (failed, why) = found
-    assert failed == 2
+    assert (code, failed) == (2, 2)
     assert "bpgo train: reward 'test' returned nan for prompt" in why
-    assert code == 1
-    assert "RuntimeError" in output
-    assert "by peer" in output
+    assert "bpgo train: process 1 has failed: reward 'test' returned nan for prompt" in output
+    iteration = call - 3
+    place = folder / f"checkpoint-{iteration:06d}"
+    assert f"The state after iteration {iteration} is saved in {place}" in output
+    tensors, state = checkpoint.load_state(place)
+    assert state["iteration"] == iteration
+    assert len([name for name in tensors if name.startswith("weights/")]) > 10
+    code, output = runs.run(["train", resume_presets["t2i"], *command[2:]], tmp_path / "again")
+    assert code == 0, output
 
 
-def nan_in_the_second_process():
-    # Calls: the trial, two for the evaluation, then the first iteration.
+def nan_in_the_second_process(call):
+    # Calls: the trial, two for the evaluation, then one in each iteration.
     if os.environ["RANK"] == "1":
-        runs.register_reward(lambda values: values * float("nan"), 3)
+        runs.register_reward(lambda values: values * float("nan"), call)
 
 
 def test_groups_that_do_not_divide_are_refused(resume_presets, tmp_path):

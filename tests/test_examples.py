@@ -38,7 +38,7 @@ def example(monkeypatch, tmp_path):
 
     def load(name):
         module = import_module(name)
-        few = [f"prompts={file}", "evaluation={samples: 1, steps: 2}"]
+        few = [f"prompts={file}", "evaluation.samples=1", "evaluation.steps=2"]
         if name != "own_generator":
             monkeypatch.setattr(module, "SMALL", [*module.SMALL, *few])
         return module
