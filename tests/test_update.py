@@ -107,6 +107,8 @@ def test_more_updates_and_epochs_leave_the_old_policy_and_are_clipped(make):
     steps = {int(trainer.optimiser.state[p]["step"]) for p in trainer.parameters.values()}
     assert steps == {4}
     assert trainer.optimiser_steps == 4
+    # Gradients would take memory in the next rollout.
+    assert all(p.grad is None for p in trainer.parameters.values())
 
 
 def test_one_update_is_not_clipped(make):
