@@ -123,9 +123,8 @@ def test_videos_become_an_animation(finished_run, task, tmp_path):
     image = Image.open(file)
     assert image.n_frames == 5
     assert image.size == (2 * 128 + GAP, 128)  # 16 pixels, enlarged
-    delays = {frame.info["duration"] for frame in ImageSequence.Iterator(image)}
-    assert delays == {200}  # ms: five frames last a second
     frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+    assert image.info["duration"] == 200  # ms, known once a frame is read: five last a second
     assert abs(frames[0].astype(int) - frames[-1]).max() > 2
     if task == "i2v":
         other = [Prompt(str(prompts[0]), random_image(9))]
