@@ -15,6 +15,7 @@ from bpgo.checkpoint import CheckpointError, checkpoints, iteration_of, read_sta
 from bpgo.config import Config, build_config, to_dict
 from bpgo.files import write_atomic
 from bpgo.identity import changed_data
+from bpgo.learning_rate import depends_on_iterations
 from bpgo.logs import has_rows
 from bpgo.text_files import read_json
 
@@ -170,8 +171,8 @@ def _flatten(tree, key: str = "") -> dict:
 
 def may_change(key: str, config: Config) -> bool:
     """Whether a run may be resumed with another value of this setting."""
-    if key == "iterations":  # other schedules end with the run
-        return config.optimiser.schedule in ("constant", "constant_with_warmup")
+    if key == "iterations":
+        return not depends_on_iterations(config)
     of_reward = re.fullmatch(r"(?:reward|evaluation\.held_out)(?:\.\d+)?\.(\w+)", key)
     if of_reward:
         return of_reward[1] in CHANGEABLE_OF_REWARDS

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
+from bpgo.checkpoint import CheckpointError
 from bpgo.config import ConfigError, OptimiserConfig, read_config
 from bpgo.files import read_log
 from bpgo.learning_rate import depends_on_iterations, rate_factors
@@ -92,6 +93,19 @@ def test_each_update_has_its_own_rate(make):
     assert trainer.step()["learning_rate"] == 5e-4
     trainer.step()
     assert seen == [[0.0], [5e-4], [1e-3], [1e-3]]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_run_whose_rate_decays_to_its_end_cannot_be_extended(make, tmp_path, schedule):
+    changes = {"output": tmp_path / "run", "optimiser": {"schedule": schedule}}
+    trainer = make(iterations=2, **changes)
+    trainer.step()
+    trainer.save_checkpoint()
+    if schedule in ("linear", "cosine"):
+        with pytest.raises(CheckpointError, match=r"iterations: 2 -> 4.*bpgo branch"):
+            make(iterations=4, **changes)
+    else:
+        assert make(iterations=4, **changes).iteration == 1
 
 
 def test_a_killed_run_with_warmup_decay_and_kl_ends_as_the_undisturbed_one(train, tmp_path):
