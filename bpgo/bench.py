@@ -101,5 +101,5 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()

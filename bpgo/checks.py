@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from bpgo.batching import check_divisible
-from bpgo.config import Config, named_rewards
+from bpgo.config import Config, RewardConfig, named_rewards
 from bpgo.devices import check_device
 from bpgo.prompts import columns_for
 from bpgo.registry import TABLES, arguments, find
@@ -55,18 +55,25 @@ def reward_checks(config: Config, given: dict[str, object]) -> list[Callable[[],
     return checks
 
 
-def column_checks(config: Config, prompts: list[str]) -> list[Callable[[], object]]:
-    """Checks that prompts have the columns that your own rewards and metrics ask for by name."""
-    checks = [partial(check_columns, reward.name, prompts) for _, reward in named_rewards(config)]
-    for name in config.evaluation.metrics:
-        if name not in TABLES["metric"]:
-            checks.append(partial(check_metric_columns, name, prompts))
+def column_checks(
+    rewards: list[RewardConfig], metrics: list[str], prompts: list[str]
+) -> list[Callable[[], object]]:
+    """Checks that prompts have the columns that your own rewards and metrics ask for by name.
+
+    What cannot be found by its name is left out: it was given as an object, or `setting_errors`
+    says that it does not exist.
+    """
+    names = [reward.name for reward in rewards if _is_found("reward", reward.name)]
+    checks = [partial(check_columns, name, prompts) for name in names]
+    for name in metrics:
+        if name not in TABLES["metric"] and _is_found("metric", name):
+            found = find("metric", name)
+            checks.append(partial(columns_for, found, prompts, f"metric {name!r}"))
     return checks
 
 
-def check_metric_columns(name: str, prompts: list[str]) -> None:
-    """Raise ValueError, as `columns_for` does, for a prompt without a column that is asked for."""
-    columns_for(find("metric", name), prompts, f"metric {name!r}")
+def _is_found(kind: str, name: str) -> bool:
+    return not errors_of([partial(find, kind, name)])
 
 
 def device_checks(config: Config, given: dict[str, object]) -> list[Callable[[], None]]:

@@ -48,3 +48,8 @@ def _count(torch, kind: str) -> int:
     if kind == "mps":
         return int(torch.backends.mps.is_available())
     return getattr(torch, kind).device_count()
+
+
+def as_float64(tensor):
+    """A tensor in float64: where it is, or on the CPU if its device has no float64 (MPS)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

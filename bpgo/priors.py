@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from bpgo.devices import as_float64
+
 
 class Prior:
     """Base class of all priors. A subclass defines at least `__call__`.
@@ -154,7 +156,7 @@ def group_moments(rewards: Tensor) -> tuple[float, float, float]:
     The variance between the true means of the groups is the second minus the third divided by G
     (one-way analysis of variance). With a single group the variance of the means is 0.
     """
-    rewards = rewards.double()
+    rewards = as_float64(rewards)
     means = rewards.mean(1)
     variance_of_means = means.var().item() if len(means) > 1 else 0.0
     return means.mean().item(), variance_of_means, rewards.var(1).mean().item()

@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 
 from bpgo.caches import cache_folder
 from bpgo.config import Config, to_dict
+from bpgo.devices import as_float64
 from bpgo.distributed import full_number
 from bpgo.evaluation import evaluate
 from bpgo.files import write_atomic
@@ -148,7 +149,7 @@ def weights_fingerprint(modules: dict[str, torch.nn.Module]) -> str:
     digest = hashlib.sha256()
     for part, module in modules.items():
         for name, p in module.named_parameters():
-            values = p.detach().double()
+            values = as_float64(p.detach())
             moments = full_number(values.sum()).item(), full_number(values.square().sum()).item()
             digest.update(repr((part, name, tuple(p.shape), moments)).encode())
     return digest.hexdigest()

@@ -68,7 +68,7 @@ def update_policy(
                 loss = surrogate_loss(log_ratio, main, auxiliary, objective.clip_range)
                 diagnostics = ratio_diagnostics(log_ratio, main, objective.clip_range)
                 if means is not None:
-                    start = means[n].to(step.mean.device, non_blocking=True)
+                    start = means[n].to(step.mean.device)
                     divergence = kl_divergence(step.mean, start, step.std).mean()
                     loss = loss + objective.kl * divergence
                     diagnostics = torch.cat([diagnostics, divergence.detach()[None]])
@@ -94,8 +94,8 @@ def trained_step(policy, cond: dict[str, Tensor], steps: Steps, part: Part, n: i
     cond: one row per sample of the part. Gradients reach the policy.
     """
     i = steps.trained[n]
-    before = part.x[n].to(policy.device, non_blocking=True)
-    after = part.x_next[n].to(policy.device, non_blocking=True)
+    before = part.x[n].to(policy.device)
+    after = part.x_next[n].to(policy.device)
     velocity = policy.velocity(before, steps.sigmas[i], cond)
     return steps.take(i, before, velocity, x_next=after)
 

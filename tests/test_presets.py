@@ -6,13 +6,12 @@ They run with a tiny checkpoint in place of the published one.
 import re
 
 import pytest
-import torch
 
 from bpgo.__main__ import main
 from bpgo.analysis import runs
 from bpgo.config import PRESETS, read_config
 from bpgo.files import SHIPPED, read_log
-from bpgo.preflight import Launch, preflight, read_launch
+from bpgo.preflight import Launch, preflight, read_launch, report, sections
 from bpgo.prompt_files import read_prompts
 
 TASKS = {
@@ -117,10 +116,10 @@ def test_it_says_what_hardware_it_is_for_and_fits_that(preset):
     launch = read_launch(PRESETS.parent.parent / file[1]) if file else Launch()
     assert launch.processes == (8 if " eight " in head else 1)
     device_bytes = int(sizes[0] or sizes[1]) * 10**9
-    report = preflight(read_config(preset), launch=launch, device_bytes=device_bytes, rate=1e15)
-    too_large = [problem for problem in report.missing if problem.startswith("memory")]
-    assert too_large == [], report.text
-    on_cpu = re.findall(r"on the CPU: \D+?([\d.]+) (GB|MB)", report.text)
+    found = preflight(read_config(preset), launch=launch, device_bytes=device_bytes, rate=1e15)
+    too_large = [problem for problem in found.missing if problem.startswith("memory")]
+    assert too_large == [], found.text
+    on_cpu = re.findall(r"on the CPU: \D+?([\d.]+) (GB|MB)", found.text)
     assert on_cpu
     gigabytes = sum(float(number) * (1 if unit == "GB" else 1e-3) for number, unit in on_cpu)
     assert launch.processes * gigabytes < 0.9 * int(ram)
@@ -211,12 +210,16 @@ def tiny_in_place_of(preset):
     return [*overrides, "reward.name=video_clip_xl", "reward.path=tiny-video-reward"]
 
 
+@pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("preset", REAL)
-def test_with_the_name_of_a_tiny_checkpoint_nothing_is_missing(preset):
-    report = preflight(read_config(preset, tiny_in_place_of(preset)))
-    assert report.missing == []
-    if torch.cuda.is_available():
-        assert "this machine's GPU" in report.text
+def test_with_the_name_of_a_tiny_checkpoint_nothing_is_missing(preset, gpu, monkeypatch):
+    for module in (report, sections):
+        monkeypatch.setattr(module, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(sections, "device_memory", lambda: 10**9)
+    found = preflight(read_config(preset, tiny_in_place_of(preset)), rate=1e12)
+    assert found.missing == []
+    where = "this machine's GPU" if gpu else "this machine's RAM, as it has no GPU"
+    assert f"of 900.0 MB (90% of {where})" in found.text
 
 
 @pytest.mark.parametrize("preset", REAL)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bpgo import setup
-from bpgo.checks import column_checks, describe, errors_of
+from bpgo.checks import describe, errors_of
 from bpgo.config import Config
 from bpgo.files import FILE_TYPES
 from bpgo.generators.wan_checks import refuse_images
@@ -51,8 +51,7 @@ def check_prompts(
     for key, prompts in (("prompts", training), ("evaluation.prompts", evaluation)):
         if prompts and policy is not None:
             checks.append(partial(setup.check_prompts, policy, prompts, key))
-        if prompts:
-            checks += column_checks(config, prompts)
+    checks += setup.all_column_checks(config, training, evaluation)
     problems += map(describe, errors_of(checks))
     different = {key_of(prompt) for prompt in (*training, *evaluation)}
     counts = PromptCounts(len(training), len(evaluation or training), len(different))

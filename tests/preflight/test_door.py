@@ -58,8 +58,10 @@ REFUSED = {  # by preset, the overrides of runs that cannot start
         ["evaluation.metrics=own_door:nothing"],
         ["evaluation.metrics=clips"],
         ["evaluation.metrics=own_door:graded"],
+        ["reward={name: own_door:Judge, path: x}"],
+        ["reward={name: own_door:graded}", "evaluation.prompts={answers}"],
         ["generator.height=30"],
-        ["generator.height=64", "generator.width=32"],
+        ["generator.height=64", "generator.width=32", "evaluation.metrics=shapes"],
         ["generator.frames=9"],
         ["generator.negative_prompt=blue"],
         ["generator.options.widht=1"],
@@ -76,8 +78,8 @@ REFUSED = {  # by preset, the overrides of runs that cannot start
     ],
     "t2v-tiny": [
         ["generator.frames=10"],
-        ["generator.frames=1", "evaluation.metrics=[]"],
-        ["generator.frames=5"],
+        ["generator.frames=1"],
+        ["generator.frames=5", "evaluation.metrics=clips"],
         ["generator.width=36"],
         ["generator.guidance_2=2.0"],
         ["prompts={images}"],
@@ -97,12 +99,14 @@ REFUSED = {  # by preset, the overrides of runs that cannot start
 ACCEPTED = {
     "t2i-tiny": [
         [],
-        ["sampling.window=7", "evaluation.held_out=[]"],
-        ["generator.policy=FluxPipeline", "generator.offload=true", "evaluation.held_out=[]"],
-        ["reward={name: own_door:score}", "evaluation.held_out=[]", "evaluation.metrics=[]"],
+        ["sampling.window=7"],
+        ["generator.policy=FluxPipeline", "generator.offload=true"],
+        ["reward={name: own_door:score}"],
+        ["reward={name: own_door:graded}", "prompts={answers}", "evaluation.prompts=null"],
+        ["evaluation.held_out={name: own_door:graded}", "evaluation.prompts={answers}"],
     ],
-    "t2v-tiny": [["generator.height=16", "generator.frames=5", "evaluation.metrics=[]"]],
-    "i2v-tiny": [["prior.name=first_frame", "evaluation.held_out=[]"]],
+    "t2v-tiny": [["generator.height=16", "generator.frames=5"]],
+    "i2v-tiny": [["prior.name=first_frame"]],
 }
 
 
@@ -122,6 +126,8 @@ def files(tmp_path_factory):
     shapes = ["a red circle", "a blue square", "a green cross", "a shape"] * 3
     (folder / "mauve.txt").write_text("\n".join([*shapes, "a mauve circle"]))
     (folder / "blank.txt").write_text("\n \n")
+    answered = [json.dumps({"prompt": text, "answer": "yes"}) for text in shapes]
+    (folder / "answers.jsonl").write_text("\n".join(answered))
     Image.new("RGB", (16, 16)).save(folder / "small.png")
     rows = [json.dumps({"prompt": text, "image": "small.png"}) for text in shapes]
     (folder / "images.jsonl").write_text("\n".join(rows))
@@ -130,7 +136,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def config_of(files, monkeypatch):
-    """The config of a preset with overrides, without the samples of an SFT prior."""
+    """The config of a preset with overrides, and without what takes time and is not at stake."""
     monkeypatch.syspath_prepend(files)
     monkeypatch.chdir(files)
     places = {file.stem: file for file in Path(files).iterdir()}
@@ -139,8 +145,14 @@ def config_of(files, monkeypatch):
         given = list(overrides)
         for name, file in places.items():
             given = [override.replace(f"={{{name}}}", f"={file}") for override in given]
-        if not any(o.startswith("prior.") for o in overrides):
-            given.append("prior.name=running_mean")
+        for default in (
+            "prior.name=running_mean",
+            "evaluation.held_out=[]",
+            "evaluation.metrics=[]",
+        ):
+            key = default.partition("=")[0].removesuffix(".name")
+            if not any(override.startswith(key) for override in overrides):
+                given.append(default)
         return read_config(preset, given)
 
     return config_of
