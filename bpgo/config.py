@@ -141,7 +141,8 @@ class RewardConfig:
     process: bool = False
     """Run it in a separate process, which scores while the next micro-batch is sampled."""
     time_limit: Positive = 600.0
-    """Time limit of that process for one micro-batch, in seconds. Loading may take 600 s or this."""
+    """Time limit of that process for one micro-batch, in seconds. For loading it is at least
+    600."""
     retries: Natural = 0
     """Number of times a failed call is repeated, after a server's error or the end of the reward's
     process, before the run ends."""
@@ -293,8 +294,8 @@ class EvaluationConfig:
     )
     """Further metrics: the oracle of an embedded world, or module:attribute for your own."""
     pictures: Natural = 4
-    """Number of prompts, from the first on, whose samples are saved as a picture in samples/ at each
-    evaluation. 0: none."""
+    """Number of prompts, from the first on, whose samples are saved as a picture in samples/ at
+    each evaluation. 0: none."""
 
 
 @settings

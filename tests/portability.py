@@ -12,8 +12,8 @@ file, the setting or the pytest arguments have changed. The exit code is 1 if an
 ATEN_CPU_CAPABILITY selects the kernels of torch, ONEDNN_MAX_CPU_ISA those of oneDNN, MKL_CBWR those
 of MKL, and NPY_DISABLE_CPU_FEATURES and OPENBLAS_CORETYPE those of numpy. `generic` and `avx2`
 lower torch and oneDNN together. `aten` lowers torch alone, which then refuses bfloat16 attention,
-so the tests that need it are skipped. The setting `moved` multiplies every shipped weight by 1 +- 0.9e-6 with a random sign
-and leaves out the tests of the shipped files themselves.
+so the tests that need it are skipped. The setting `moved` multiplies every shipped weight by
+1 +- 0.9e-6 with a random sign and leaves out the tests of the shipped files themselves.
 """
 
 import argparse

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def bfloat16_attention_runs():
-    """Whether torch has this kernel: not if ATEN_CPU_CAPABILITY hides instructions it checks for."""
+    """Whether torch has it: not if ATEN_CPU_CAPABILITY hides instructions that it looks for."""
     x = torch.zeros(1, 2, 4, 8, dtype=torch.bfloat16, requires_grad=True)
     try:
         torch.nn.functional.scaled_dot_product_attention(x, x, x)
