@@ -125,11 +125,13 @@ def _with_one_palette(frames: list[Image.Image]) -> list[Image.Image]:
     from PIL import Image
 
     chosen = frames[:: max(1, len(frames) // PALETTE_FRAMES)]
-    width, height = frames[0].size
+    width, height = (max(1, side // 2) for side in frames[0].size)
+    chosen = [frame.resize((width, height), Image.Resampling.NEAREST) for frame in chosen]
     together = Image.new("RGB", (width, height * len(chosen)))
     for i, frame in enumerate(chosen):
         together.paste(frame, (0, i * height))
-    palette = together.quantize(256, Image.Quantize.MEDIANCUT, kmeans=1)
+    # MAXCOVERAGE keeps rare colours, which MEDIANCUT would move by up to 50 of 255.
+    palette = together.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
     return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
 
 

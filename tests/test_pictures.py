@@ -95,6 +95,18 @@ def test_a_gif_of_few_colours_is_exact_and_has_its_delay(tmp_path):
         np.testing.assert_array_equal(np.asarray(frame.convert("RGB")), expected)
 
 
+def test_a_gif_keeps_the_colours_of_a_small_thing_on_a_large_background(tmp_path):
+    """64 colours of a few pixels each, before a dark background with a little noise."""
+    noise = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    pixels, ramp = 0.08 + 0.04 * noise, torch.linspace(0, 1, 8)
+    thing = torch.stack([torch.ones(8, 8), ramp.expand(8, 8), ramp[:, None].expand(8, 8)])
+    pixels[:, 28:36, 28:36] = thing
+    save_animation(pixels.expand(1, 1, 2, 3, 64, 64), tmp_path / "a.gif")
+    image = np.asarray(Image.open(tmp_path / "a.gif").convert("RGB"))[56:72, 56:72]
+    difference = image.astype(int) - expected(thing, 2).astype(int)
+    assert np.abs(difference).max() <= 16
+
+
 def test_a_gif_does_not_dither_and_does_not_flicker(tmp_path):
     """A still, smooth picture stays the same in all frames beside one that changes."""
     ramp = torch.linspace(0, 1, 128).expand(3, 128, 128)
