@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -26,12 +26,13 @@ class Conditions:
 
     Each prompt is encoded once and alone, so its row has the same bits in any batch. The rows are
     kept in memory, on the policy's device. With a folder they are kept on disk instead, as
-    safetensors, and the encoders can leave the device for good.
+    safetensors, and the encoders can leave the device for good. A damaged file is written anew.
     """
 
     def __init__(self, policy, folder: Path | None = None):
         self.policy, self.folder = policy, folder
         self.rows: dict[str, dict[str, Tensor]] = {}
+        self.intact: set[Path] = set()  # files of this folder that can be read
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -48,7 +49,12 @@ class Conditions:
                 self._keep(prompt, encode(self.policy, [prompt]))
 
     def _known(self, prompt: str) -> bool:
-        return self._file(prompt).exists() if self.folder else key_of(prompt) in self.rows
+        if not self.folder:
+            return key_of(prompt) in self.rows
+        file = self._file(prompt)
+        if file not in self.intact and file.exists() and _is_intact(file):
+            self.intact.add(file)
+        return file in self.intact
 
     def _keep(self, prompt: str, row: dict[str, Tensor]) -> None:
         if self.folder:
@@ -76,6 +82,14 @@ def _pack(row: dict[str, Tensor]) -> bytes:
         end = int(nonzero[-1]) + 1 if len(nonzero) else 0
         row[name] = row[name][:, :end].contiguous()
     return save(row, {"lengths": json.dumps(lengths)})
+
+
+def _is_intact(file: Path) -> bool:
+    try:
+        _unpack(file)
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _unpack(file: Path) -> dict[str, Tensor]:

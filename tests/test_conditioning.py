@@ -132,6 +132,17 @@ def test_another_run_reads_what_is_on_disk(tmp_path):
     assert torch.equal(found, expected.flip(0))
 
 
+@pytest.mark.parametrize("content", [b"", b"not safetensors", None], ids=["empty", "text", "cut"])
+def test_a_damaged_file_is_encoded_anew(tmp_path, content):
+    first, second = Encoder(), Encoder()
+    expected = Conditions(first, tmp_path)(["aa", "b"])["text"]
+    damaged = Conditions(first, tmp_path)._file("aa")
+    damaged.write_bytes(damaged.read_bytes()[:-4] if content is None else content)
+    assert torch.equal(Conditions(second, tmp_path)(["aa", "b"])["text"], expected)
+    assert second.encoded == [["aa"]]
+    assert torch.equal(Conditions(Encoder(), tmp_path)(["aa", "b"])["text"], expected)
+
+
 def test_prompts_of_which_only_some_have_images_are_refused():
     with pytest.raises(ValueError, match="1 of 5 prompts have no image"):
         encode(Encoder(), ["aa", *prompts_of("i2v")])

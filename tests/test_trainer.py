@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from bpgo import checkpoint
@@ -68,16 +67,10 @@ def test_the_first_importance_ratio_is_exactly_one(make, changes):  # invariant 
     assert not all_equal(start, weights(trainer))
 
 
-@pytest.fixture
-def new_precision():
-    """accelerate has one precision per process: forget it before and after."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def test_the_first_importance_ratio_is_exactly_one_under_autocast(make, new_precision):
-    trainer = make(precision="bf16")
+def test_the_first_importance_ratio_is_exactly_one_under_autocast(make):
+    before = make(group_size=3)
+    trainer = make(precision="bf16")  # accelerate itself has one precision per process
+    assert before.step()["first_log_ratio"] == 0.0
     assert [trainer.step()["first_log_ratio"] for _ in range(2)] == [0.0, 0.0]
     full = FluxPolicy.load(trainer.config.generator.path, height=32, width=32)
     trained = trainer.policy.pipeline.transformer.state_dict()
@@ -265,6 +258,54 @@ def test_empirical_bayes_determines_the_sharpness(make):
     assert first["k"] == second["k"] == implied > 0
 
 
+# ------------------------------------------------------------------------------------ not finite
+
+
+def test_a_policy_that_makes_nan_is_named_and_not_its_reward(make):
+    """The message says what is wrong, since when, and how to go back."""
+    trainer = make(checkpoint_every=1, iterations=3)
+    learning_rate = trainer.config.optimiser.learning_rate
+
+    def diverge():
+        for p in trainer.parameters.values():
+            p.data.fill_(torch.nan)
+
+    save = trainer.save_checkpoint
+
+    def save_then_diverge():
+        save()
+        if trainer.iteration == 1:
+            diverge()
+
+    trainer.save_checkpoint = save_then_diverge
+    with pytest.raises(FloatingPointError) as raised:
+        trainer.train()
+    message = str(raised.value)
+    assert message.startswith("iteration 2: the policy produced 6 of 6 samples that are not finite")
+    assert f"The last checkpoint is {trainer.output / 'checkpoint-000001'}" in message
+    assert f"--at 1 --output NEW optimiser.learning_rate={learning_rate / 2:g}" in message
+    assert "reward" not in message
+    tensors, _ = checkpoint.load_state(trainer.output / "checkpoint-000001")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(make):
+    trainer = make(iterations=2)
+    trainer.step()
+    next(iter(trainer.parameters.values())).data.flatten()[0] = torch.inf
+    with pytest.raises(FloatingPointError, match=r"weights/transformer\..* are not finite"):
+        trainer.save_checkpoint()
+    assert checkpoint.checkpoints(trainer.output) == []
+
+
+def test_an_autoencoder_that_overflows_is_named(make, monkeypatch):
+    trainer = make()
+    decode = trainer.policy.decode
+    monkeypatch.setattr(trainer.policy, "decode", lambda latents: decode(latents) * torch.nan)
+    with pytest.raises(FloatingPointError, match=r"the autoencoder decoded .* float16.*bfloat16"):
+        trainer.step()
+
+
 # ------------------------------------------------------------------------------ precision, memory
 
 
@@ -282,6 +323,18 @@ def test_adapters_are_trained_in_float32_over_bfloat16_weights(make):
     tensors, _ = checkpoint.load_state(trainer.output / "checkpoint-000001")
     exported = load_file(trainer.output / "final" / "pytorch_lora_weights.safetensors")
     assert {t.dtype for name, t in (tensors | exported).items() if name != "rng"} == {torch.float32}
+
+
+def test_a_complete_run_says_so(make, capsys):
+    trainer = make(iterations=1)
+    trainer.train()
+    capsys.readouterr()
+    trainer.progress = True
+    trainer.train()
+    assert (
+        "is complete: it has all 1 iterations, and its model is in final/"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow
