@@ -353,10 +353,8 @@ def test_shards_move_to_their_device_block_by_block(monkeypatch):
     run = SetUp("wan")
     (module,) = run.policy.modules.values()
     all_weights, of_block = len(list(module.parameters())), len(list(module.blocks[0].parameters()))
-    accelerator = SimpleNamespace(
-        device=torch.device("meta"), num_processes=2, mixed_precision="no"
-    )
-    distribute(accelerator, run.policy.modules, False)
+    accelerator = SimpleNamespace(device=torch.device("meta"), num_processes=2)
+    distribute(accelerator, run.policy.modules, "no", keep_device=False)
     blocks = len(module.blocks)
     assert seen == [of_block] * blocks + [all_weights - of_block * blocks]
 
