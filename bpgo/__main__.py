@@ -24,29 +24,27 @@ def main(arguments: list[str] | None = None) -> int:
     whose traceback is written to a file. 130 and 143: interrupted by SIGINT or SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    name = " ".join(["bpgo", *arguments[:1]])
     try:
         with Interruption():
             code = _run(arguments)
         print(end="", flush=True)
         return code
     except KeyboardInterrupt as error:
-        print(f"{name}: {_message(error, 'interrupted')}", file=sys.stderr)
-        return getattr(error, "code", 130)
+        code, text = getattr(error, "code", 130), _message(error, "interrupted")
     except BrokenPipeError as error:
         if _reader_left():
             return 141 if arguments[0] in TRAINING else 0
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
+        code, text = 2, str(error)
     except ERRORS as error:
-        print(f"{name}: {_message(error, type(error).__name__)}", file=sys.stderr)
-        return 2
+        code, text = 2, _message(error, type(error).__name__)
     except SystemExit:  # of argparse, which may have printed its help
         _reader_left()
         raise
     except Exception as error:  # a defect of this package or of a library
-        print(f"{name}: {_unexpected(error, arguments)}", file=sys.stderr)
-        return 1
+        code, text = 1, _unexpected(error, arguments)
+    # Only now are the progress bars closed, with a line break, over which the error was raised.
+    print(f"{' '.join(['bpgo', *arguments[:1]])}: {text}", file=sys.stderr)
+    return code
 
 
 def _message(error: BaseException, otherwise: str) -> str:

@@ -196,8 +196,8 @@ class Trainer:
         if self.complete:
             if self.progress and self.accelerator.is_main_process:
                 print(
-                    f"{self.output} is complete: it has all {self.iteration} iterations, and its model "
-                    f"is in final/. Set more iterations to continue"
+                    f"{self.output} is complete: it has all {self.iteration} iterations, and its "
+                    f"model is in final/. Set more iterations to continue"
                 )
             # A process that exits closes the connection for those that are still starting.
             self.accelerator.wait_for_everyone()
