@@ -52,9 +52,9 @@ def redirect_caches() -> str | None:
 
 def writable(folder: Path) -> bool:
     """Whether a folder can be written to or, if it does not exist, made."""
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:  # Path.exists may raise
         folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK)
+    return os.path.isdir(folder) and os.access(folder, os.W_OK)
 
 
 def _home() -> Path | None:
@@ -75,7 +75,7 @@ def _home_cache() -> Path | None:
 
 def _has_hub_cache() -> bool:
     home = _home()
-    return home is not None and (home / ".cache" / "huggingface").is_dir()
+    return home is not None and os.path.isdir(home / ".cache" / "huggingface")
 
 
 def _temporary() -> Path:

@@ -46,35 +46,36 @@ class RunLockedError(OSError):
 # ---------------------------------------------------------------------------------------- opening
 
 
-def open_run(folder: Path, config: Config, identity: dict[str, str]) -> FileLock:
-    """Create the folder of a run, or check that the run in it is the same one, and lock it.
+def open_run(folder: Path) -> FileLock:
+    """Create the folder of a run, if it does not exist, and lock it. See `close_run`.
 
-    identity: of its data, as `bpgo.identity.data_identity` returns it. A run that has not completed
-    an iteration may be replaced by one with other settings. Release the lock with `close_run`.
-
-    Raises RunLockedError if another process is using the folder, OSError if it cannot be written
-    to, and CheckpointError for a run with other settings or data.
+    Raises RunLockedError if another process is using the folder, and OSError if it cannot be
+    written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_run(folder)
+        return lock_run(folder)
     except RunLockedError:
         raise
     except OSError as error:
         raise OSError(
             f"cannot write to the output folder {folder}: {error.strerror}. Choose another folder"
         ) from error
-    try:
-        problem = _other_settings(folder, config, identity) or _other_data(folder, identity)
-        if problem and _has_begun(folder):
-            raise CheckpointError(problem)
-        if problem:
-            for place in checkpoints(folder):  # after 0 iterations
-                shutil.rmtree(place)
-    except BaseException:
-        close_run(lock)
-        raise
-    return lock
+
+
+def check_same_run(folder: Path, config: Config, identity: dict[str, str]) -> None:
+    """Check that a run with this config may be resumed in its folder, or started there.
+
+    identity: of its data, as `bpgo.identity.data_identity` returns it. A run that has not completed
+    an iteration may be replaced by one with other settings or data; its checkpoint is removed.
+    Raises CheckpointError for a run with other settings or data that has.
+    """
+    problem = _other_settings(folder, config, identity) or _other_data(folder, identity)
+    if problem and _has_begun(folder):
+        raise CheckpointError(problem)
+    if problem:
+        for place in checkpoints(folder):  # after 0 iterations
+            shutil.rmtree(place)
 
 
 def _has_begun(folder: Path) -> bool:

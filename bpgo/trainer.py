@@ -92,9 +92,7 @@ class Trainer:
         self.identity, self.lock = {}, None
         self.interruption = Interruption()
         if int(os.environ.get("RANK", "0")) == 0:  # the main process, also before they connect
-            prompts = self.prompts, self.evaluation_prompts
-            self.identity = data_identity(config, *prompts, given)
-            self.lock = run_folder.open_run(self.output, config, self.identity)
+            self.lock = run_folder.open_run(self.output)
         try:
             self._start(given, metrics or {})
         except BaseException:
@@ -104,6 +102,10 @@ class Trainer:
     def _start(self, given: dict[str, object], metrics: dict[str, Metric]) -> None:
         """Load everything, and resume from the newest checkpoint, if there is one."""
         config = self.config
+        if self.lock is not None:
+            prompts = self.prompts, self.evaluation_prompts
+            self.identity = data_identity(config, *prompts, given)
+            run_folder.check_same_run(self.output, config, self.identity)
         tracker = None if config.tracker == "none" else config.tracker
         # accelerate has one precision per process, so `distribute` applies that of the config.
         self.accelerator = Accelerator(

@@ -126,7 +126,11 @@ def test_all_of_them_work_together_in_two_processes(folder, prompts):
     for name in ("metrics", "evaluations"):
         two, one = (read_log(folder / run / f"{name}.jsonl") for run in ("two", "one"))
         for row, expected in zip(two, one, strict=True):
-            row.pop("scores", None), expected.pop("scores", None)
+            for differs in (
+                "scores",
+                "gradient_accumulation",
+            ):  # each process has a part of the rows
+                row.pop(differs, None), expected.pop(differs, None)
             assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
@@ -296,7 +300,7 @@ def test_one_line_is_listed_by_bpgo_settings():
 
 def test_one_line_makes_it_train(folder, prompts):
     copy_examples(folder, "own_objective", "own_prior", "own_schedule", "own_reward")
-    command = ["train", "t2i-tiny", "--output", "run", *SMALL, prompts, *NAMED, "iterations=1"]
+    command = ["train", "t2i-tiny", "--output", "run", *SMALL[1:], prompts, *NAMED, "iterations=1"]
     start, log = partial(os.chdir, folder), folder.parent / "log"
     code, printed = runs.run(command, log, start, register_inside)
     assert code == 0, printed

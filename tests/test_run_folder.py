@@ -14,6 +14,7 @@ from bpgo.checkpoint import CheckpointError
 from bpgo.config import build_config, read_config, to_dict
 from bpgo.run_folder import (
     RunLockedError,
+    check_same_run,
     close_run,
     differences,
     lock_run,
@@ -52,8 +53,12 @@ def run_of(tmp_path):
 
 
 def opens(folder, config, identity=None):
-    """Open and close the folder of a run."""
-    close_run(open_run(folder, config, identity or {}))
+    """Open the folder for a run with these settings and data, and close it."""
+    lock = open_run(folder)
+    try:
+        check_same_run(folder, config, identity or {})
+    finally:
+        close_run(lock)
 
 
 # --------------------------------------------------------------------------------------- settings
@@ -238,13 +243,13 @@ def other_process(tmp_path):
     process.join()
 
 
-def test_a_second_process_is_refused_with_the_name_of_the_first(other_process, config_of, tmp_path):
+def test_a_second_process_is_refused_with_the_name_of_the_first(other_process, tmp_path):
     with pytest.raises(RunLockedError) as refused:
-        open_run(tmp_path, config_of(), {})
+        open_run(tmp_path)
     assert f"process {other_process.pid} on {socket.gethostname()}" in str(refused.value)
     (tmp_path / ".lock-owner").write_text("")  # as if it had not yet been written
     with pytest.raises(RunLockedError, match="is in use by another process"):
-        open_run(tmp_path, config_of(), {})
+        open_run(tmp_path)
 
 
 def test_a_lock_ends_with_a_process_that_is_killed(other_process, config_of, tmp_path):
@@ -254,16 +259,16 @@ def test_a_lock_ends_with_a_process_that_is_killed(other_process, config_of, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_refused_run_does_not_keep_the_lock(config_of, run_of):
-    folder = run_of(to_dict(config_of()))
-    with pytest.raises(CheckpointError):
-        open_run(folder, config_of(seed=1), {})
-    assert not (folder / ".lock").exists()
-    opens(folder, config_of())
+def test_a_run_that_is_refused_does_not_keep_the_lock(make):
+    trainer = make(iterations=1)
+    trainer.train()
+    with pytest.raises(CheckpointError, match="seed"):
+        make(iterations=1, seed=1, output=trainer.output)
+    assert not (trainer.output / ".lock").exists()
 
 
-def test_a_process_may_open_its_own_folder_again(config_of, tmp_path):
-    first, second = open_run(tmp_path, config_of(), {}), open_run(tmp_path, config_of(), {})
+def test_a_process_may_open_its_own_folder_again(tmp_path):
+    first, second = open_run(tmp_path), open_run(tmp_path)
     close_run(first)
     close_run(second)
     assert list(tmp_path.iterdir()) == []

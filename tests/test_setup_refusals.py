@@ -151,7 +151,7 @@ def test_settings_that_do_not_fit_videos_are_refused(refused, task, overrides, s
             "(batch, frames, 3, height, width) in [0, 1], not (1, 3, 16, 16)",
         ),
         (
-            ["prompts={i2v}", "reward.name=clip"],
+            ["prompts={i2v}", "reward.name=clip", "reward.path={clip}"],
             "prompts: FLUX is text-to-image: it takes no images",
         ),
     ],
