@@ -1,6 +1,5 @@
 """From a config to the parts of a run, and what is checked before training."""
 
-
 import pytest
 import torch
 
