@@ -16,19 +16,16 @@ class ConfigError(ValueError):
 def apply_overrides(tree: dict, overrides: Iterable[str]) -> list[tuple[str, ...]]:
     """Change `tree`, a nested dict of settings, and return the keys of what was overridden.
 
-    Raises ConfigError for an override that cannot be read, for one that another override makes
-    useless, and for a key that lies below a value without settings.
+    Of two values for the same key the last counts, so that a script can add to its defaults. Raises
+    ConfigError for an override that cannot be read, and for a key that lies below a value without
+    settings.
     """
-    given = {}
+    given = []
     for override in overrides:
         keys, value = parse_override(override)
-        for earlier, (text, other) in given.items():
-            same_key_other_value = earlier == keys and other != value
-            if same_key_other_value or (earlier[: len(keys)] == keys and earlier != keys):
-                raise ConfigError(f"{override} replaces {text}, given before it: give one of them")
-        given[keys] = override, value
         _set(tree, keys, value)
-    return list(given)
+        given.append(keys)
+    return given
 
 
 def parse_override(override: str) -> tuple[tuple[str, ...], object]:

@@ -167,7 +167,7 @@ def test_an_interrupted_command_says_so_in_one_line(monkeypatch, capsys, error, 
 def test_ctrl_c_while_a_setting_is_read_leaves_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr("bpgo.config.find_preset", lambda _: os.kill(os.getpid(), signal.SIGINT))
     assert main(["bench", "t2i-tiny"]) == 130
-    assert capsys.readouterr().err == "bpgo bench: interrupted\n"
+    assert capsys.readouterr().err == "bpgo bench: interrupted by SIGINT\n"
 
 
 def failing(*arguments):

@@ -83,7 +83,7 @@ def test_results_that_are_missing_count_as_a_failure(tmp_path):
 def test_an_unknown_setting_is_refused(capsys):
     with pytest.raises(SystemExit):
         portability.main(["avx3"])
-    assert "unknown setting 'avx3': there are generic, avx2" in capsys.readouterr().err
+    assert "unknown setting 'avx3': there are aten, generic, avx2" in capsys.readouterr().err
 
 
 def test_numpy_is_told_to_leave_out_what_it_has_here():

@@ -95,6 +95,7 @@ def bytes_of_weights():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # asking for the class of some objects warns
         tensors = [found for found in gc.get_objects() if isinstance(found, torch.Tensor)]
+    tensors = [tensor for tensor in tensors if tensor.layout == torch.strided]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
