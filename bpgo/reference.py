@@ -24,6 +24,7 @@ from bpgo.priors import Constant, PerPrompt
 from bpgo.prompts import images_of, key_of, pixels_of
 from bpgo.rewards import Reward
 from bpgo.rollout import row_noise
+from bpgo.text_files import read_json
 
 
 def sft(
@@ -69,7 +70,7 @@ def reference_rewards(
     identity += [config.prior.samples, config.evaluation.steps, keys]
     identity += [weights_fingerprint(policy.modules), probe.tolist()]
     file = cache_file("reference", identity).with_suffix(".json")
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    found = _read_table(file)
     (found,) = broadcast_object_list([found])  # either all processes sample, or none does
     if found is not None:
         return found
@@ -77,6 +78,14 @@ def reference_rewards(
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps(table))
     return table
+
+
+def _read_table(file: Path) -> dict[str, float] | None:
+    """The cached rewards; None if there are none or the file is damaged."""
+    try:
+        return {key: float(mean) for key, mean in read_json(file).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
 
 
 def _sample_rewards(

@@ -55,9 +55,10 @@ from bpgo.update import update_policy
 class Trainer:
     """One run in one folder. A run with the same config and folder resumes from its checkpoint.
 
-    output: the folder. It will contain config.json, metrics.jsonl, timing.jsonl, evaluations.jsonl,
-    warnings.jsonl, checkpoint-*/ and, at the end, final/, which plain diffusers can load. No other
-    process can use the folder until `train` returns.
+    output: the folder. It will contain config.json, identity.json (digests of the data),
+    metrics.jsonl, timing.jsonl, evaluations.jsonl, warnings.jsonl, samples/, checkpoint-*/ and, at
+    the end, final/, which plain diffusers can load. No other process can use the folder until
+    `train` returns.
 
     policy, reward, objective, prior, prompts: objects to use in place of those that the config
     names. The names of their classes or functions are recorded in config.json. metrics: further

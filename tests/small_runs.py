@@ -106,6 +106,8 @@ def _main(arguments, log, disturbances, cache):
     for name in ("bpgo.trainer", "encodings.utf_8_sig"):
         importlib.import_module(name)
     torch.set_num_threads(1)
+    # A reward's worker blocks signals while it starts, also in the fork server if that starts then.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     register_reward()
     for disturb in disturbances:
         disturb()

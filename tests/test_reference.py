@@ -100,6 +100,18 @@ def test_reference_rewards_are_computed_again_for_anything_that_they_depend_on(m
     assert calls.any()
 
 
+@pytest.mark.parametrize("content", ["", '{"a": ', "[]", '{"a": "b"}'])
+def test_a_damaged_cache_is_computed_anew(make, calls, tmp_path, content):
+    options = {"prior": {"name": "sft", "samples": 1}}
+    value = make(**options).prior.value
+    (file,) = (tmp_path / "cache").glob("reference-*.json")
+    file.write_text(content)
+    calls.any()
+    assert make(**options).prior.value == value
+    assert calls.any()
+    assert not file.read_text().startswith(content or " ")
+
+
 def test_an_sft_prior_survives_a_resume(make, calls, tmp_path):
     options = {
         "prior": {"name": "sft", "samples": 2},
