@@ -102,7 +102,27 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"bpgo {__version__}")
     commands = parser.add_subparsers(dest="command")
+    _add_commands_of_presets(commands)
+    _add_commands_of_runs(commands)
+    _add_other_commands(commands)
+    known = list(commands.choices)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
+        near = get_close_matches(arguments[0], known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        parser.error(f"unknown command {arguments[0]!r}: {hint}")
+    options, rest = parser.parse_known_args(arguments)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    for argument in rest:
+        if argument.startswith("-") or "overrides" not in options:
+            parser.error(f"unrecognized arguments: {argument}{_hint(argument, options)}")
+    if rest:  # argparse accepts key=value only before the options
+        options.overrides += rest
+    return options
 
+
+def _add_commands_of_presets(commands) -> None:
     train = _command(commands, _train, "train a preset, or resume its run")
     _takes_preset(train)
     train.add_argument("--output", required=True, help="folder of the run")
@@ -120,6 +140,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--teraflops", type=float, help="matmul rate of the device to plan for, in TFLOP/s"
     )
 
+
+def _add_commands_of_runs(commands) -> None:
     branch = _command(commands, _branch, "start a new run, with other settings, from a checkpoint")
     branch.add_argument("folder", metavar="RUN", help="folder of the run")
     _takes_overrides(branch)
@@ -145,6 +167,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     report.add_argument("folders", metavar="RUN", nargs="+", help="folders of runs")
     report.add_argument("-o", "--output", default="report.html", help="file (default report.html)")
 
+
+def _add_other_commands(commands) -> None:
     pretrain = _command(commands, _pretrain, "train the tiny checkpoints that the package ships")
     pretrain.add_argument("stages", nargs="*", help="stages in order; all of them by default")
     pretrain.add_argument("--output", required=True, help="folder of the checkpoints")
@@ -158,22 +182,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
     _command(commands, _settings, "list every setting with its allowed values and default")
     _command(commands, _presets, "list the shipped presets")
-
-    known = list(commands.choices)
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
-        near = get_close_matches(arguments[0], known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-        parser.error(f"unknown command {arguments[0]!r}: {hint}")
-    options, rest = parser.parse_known_args(arguments)
-    if options.command is None:
-        parser.print_help(sys.stderr)
-        parser.exit(2)
-    for argument in rest:
-        if argument.startswith("-") or "overrides" not in options:
-            parser.error(f"unrecognized arguments: {argument}{_hint(argument, options)}")
-    if rest:  # argparse accepts key=value only before the options
-        options.overrides += rest
-    return options
 
 
 def _hint(argument: str, options: argparse.Namespace) -> str:

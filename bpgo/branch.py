@@ -7,13 +7,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from bpgo.checkpoint import (
-    CheckpointError,
-    checkpoint_folder,
-    checkpoints,
-    iteration_of,
-    read_state,
-)
+from bpgo.checkpoint import CheckpointError, find_checkpoint, iteration_of, read_state
 from bpgo.config import Config, build_config, to_dict
 from bpgo.files import atomic_folder, expand
 from bpgo.logs import FILES, drop_rows_after
@@ -67,22 +61,6 @@ def make_branch(run: Path, output: Path, at: int | None, overrides: Iterable[str
         _copy(run, source, config, changed, partial)
         (partial / ANCESTRY).write_text(json.dumps(ancestry, indent=1) + "\n", encoding="utf-8")
     return config
-
-
-def find_checkpoint(run: Path, at: int | None = None) -> Path:
-    """The checkpoint of a run after `at` iterations (None: the newest).
-
-    Raises CheckpointError, which lists the checkpoints that there are.
-    """
-    found = checkpoints(run)
-    place = checkpoint_folder(run, at) if at is not None else found[-1] if found else None
-    if place in found:
-        return place
-    if not run.is_dir():
-        raise CheckpointError(f"there is no run in {run}: the folder does not exist")
-    iterations = ", ".join(str(iteration_of(other)) for other in found) or "none"
-    which = "no checkpoint" if at is None else f"no checkpoint after {at} iterations"
-    raise CheckpointError(f"{run} has {which}: it has those after {iterations}")
 
 
 def _copy(run: Path, source: Path, config: Config, changed: dict, target: Path) -> None:

@@ -76,14 +76,22 @@ def _check_fit(tensors: dict[str, Tensor], parameters: dict[str, Tensor]) -> Non
         for name, tensor in tensors.items()
         if name.startswith("weights/")
     }
+    for name in different_shapes(stored, parameters):
+        shape = tuple(parameters[name].shape) if name in parameters else "missing"
+        raise CheckpointError(
+            f"the checkpoint does not fit this model: {name} is {stored.get(name, 'missing')} "
+            f"in the checkpoint and {shape} in the model. The generator, its lora_rank and its "
+            f"lora cannot change with a checkpoint"
+        )
+
+
+def different_shapes(
+    stored: dict[str, tuple[int, ...]], parameters: dict[str, Tensor]
+) -> list[str]:
+    """The names, in order, of weights that a checkpoint has in another shape or not at all."""
     expected = {name: tuple(p.shape) for name, p in parameters.items()}
-    for name in sorted(stored.keys() | expected.keys()):
-        if stored.get(name) != expected.get(name):
-            raise CheckpointError(
-                f"the checkpoint does not fit this model: {name} is {stored.get(name, 'missing')} "
-                f"in the checkpoint and {expected.get(name, 'missing')} in the model. The "
-                f"generator, its lora_rank and its lora cannot change with a checkpoint"
-            )
+    names = sorted(stored.keys() | expected.keys())
+    return [name for name in names if stored.get(name) != expected.get(name)]
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], state: dict) -> None:
@@ -153,6 +161,27 @@ def checkpoints(run: Path) -> list[Path]:
         if number and place == checkpoint_folder(run, int(number[1])) and place.is_dir():
             found.append(place)
     return sorted(found, key=iteration_of)
+
+
+def find_checkpoint(run: Path, at: int | None = None) -> Path:
+    """The checkpoint of a run after `at` iterations (None: the newest).
+
+    Raises CheckpointError, which lists the checkpoints that there are.
+    """
+    found = checkpoints(run)
+    if not run.is_dir():
+        raise CheckpointError(f"there is no run in {run}: the folder does not exist")
+    if not found:
+        raise CheckpointError(f"{run} has no checkpoint yet")
+    if at is None:
+        return found[-1]
+    place = checkpoint_folder(run, at)
+    if place not in found:
+        listed = ", ".join(str(iteration_of(other)) for other in found)
+        raise CheckpointError(
+            f"{run} has no checkpoint of iteration {at}. Its checkpoints: {listed}"
+        )
+    return place
 
 
 def checkpoint_folder(run: Path, iteration: int) -> Path:

@@ -14,7 +14,7 @@ from bpgo.config import Config, RewardConfig, named_rewards
 from bpgo.devices import check_device
 from bpgo.prompts import columns_for
 from bpgo.registry import TABLES, arguments, find
-from bpgo.rewards import check_columns, published_weights
+from bpgo.rewards import check_columns, reward_arguments
 from bpgo.rollout import draw_steps
 
 OF_A_RUN = ("config", "policy", "reward", "prompts", "conditions")  # objects offered to a prior
@@ -51,7 +51,7 @@ def reward_checks(config: Config, given: dict[str, object]) -> list[Callable[[],
     checks = []
     for key, reward in named_rewards(config):
         if key.startswith("evaluation") or given["reward"] is None:
-            checks.append(partial(check_reward, reward.name, reward.path, reward.options))
+            checks.append(partial(reward_arguments, reward.name, reward.path, reward.options))
     return checks
 
 
@@ -95,23 +95,6 @@ def prior_arguments(config: Config, make: Callable, objects: dict[str, object]) 
     if p.value is not None:
         offered["value"] = p.value
     return arguments(make, offered, p.options, f"prior {p.name!r}")
-
-
-def check_reward(name: str, path: str | None, options: dict) -> None:
-    """Raise errors, as `load_reward` does, for a reward or an option that does not exist."""
-    found = find("reward", name)
-    if name in TABLES["reward"]:
-        if path is None and published_weights(name) is None:
-            raise FileNotFoundError(f"reward {name!r} has no published weights: set reward.path")
-        arguments(found, {}, options, f"reward {name!r}", passed=1)
-    elif isinstance(found, type):
-        given = options if path is None else {"path": path} | options
-        arguments(found, {"device": "cpu"}, given, f"reward {name!r}")
-    elif path is not None or options:
-        raise ValueError(
-            f"reward {name!r} is a function, which takes no path and no options: set "
-            f"reward.path=null and remove reward.options, or write a class that takes them"
-        )
 
 
 def check_prior(config: Config) -> None:

@@ -212,7 +212,7 @@ def read_log(file: str | Path) -> list[dict]:
             rows.append(json.loads(line))
         except ValueError:
             raise ValueError(
-                f"{file}, line {number}, is damaged: resume the run, which moves damaged lines to "
+                f"{file}, line {number} is damaged: resume the run, which moves damaged lines to "
                 f"another file, or remove the line"
             ) from None
     return rows

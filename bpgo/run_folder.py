@@ -17,13 +17,13 @@ from bpgo.files import write_atomic
 from bpgo.identity import changed_data
 from bpgo.learning_rate import depends_on_iterations
 from bpgo.logs import has_rows
+from bpgo.settings import as_text, flatten
 from bpgo.text_files import read_json
 
 LOCK, OWNER = ".lock", ".lock-owner"
-# Settings that may change when a run is resumed, because they do not change what is computed. Those
-# of rewards hold for each entry of `reward` and `evaluation.held_out`.
+# Settings that do not change what is computed, so they may change when a run is resumed. Those of
+# rewards hold for each entry of `reward` and `evaluation.held_out`.
 CHANGEABLE = {
-    "iterations",
     "checkpoint_every",
     "keep_checkpoints",
     "keep_best",
@@ -149,7 +149,7 @@ def differences(old: dict, new: dict) -> dict[str, tuple]:
     Keys are those of overrides: `optimiser.learning_rate`, `reward.1.scale`. A list of one entry
     has no number: `reward.scale`.
     """
-    before, after = _flatten(old), _flatten(new)
+    before, after = flatten(old), flatten(new)
     return {
         key: (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
@@ -157,23 +157,15 @@ def differences(old: dict, new: dict) -> dict[str, tuple]:
     }
 
 
-def _flatten(tree, key: str = "") -> dict:
-    if isinstance(tree, dict) and tree:
-        entries = tree.items()
-    elif isinstance(tree, list) and tree and all(isinstance(entry, dict) for entry in tree):
-        entries = enumerate(tree) if len(tree) > 1 else [("", tree[0])]
-    else:
-        return {key: tree}
-    flat = {}
-    for name, entry in entries:
-        flat |= _flatten(entry, ".".join(part for part in (key, str(name)) if part))
-    return flat
-
-
 def may_change(key: str, config: Config) -> bool:
     """Whether a run may be resumed with another value of this setting."""
     if key == "iterations":
         return not depends_on_iterations(config)
+    return changes_nothing(key)
+
+
+def changes_nothing(key: str) -> bool:
+    """Whether a run computes the same with any value of this setting."""
     of_reward = re.fullmatch(r"(?:reward|evaluation\.held_out)(?:\.\d+)?\.(\w+)", key)
     if of_reward:
         return of_reward[1] in CHANGEABLE_OF_REWARDS
@@ -192,7 +184,7 @@ def _other_settings(folder: Path, config: Config, identity: dict[str, str]) -> s
     if not changed:
         return ""
     listed = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
-    overrides = " ".join(f"{key}={_as_yaml(new)}" for key, (_, new) in changed.items())
+    overrides = " ".join(f"{key}={as_text(new)}" for key, (_, new) in changed.items())
     return (
         f"{folder} contains a run with other settings ({listed}): "
         f"choose another output folder{branch_hint(folder, overrides)}"
@@ -217,7 +209,3 @@ def branch_hint(folder: Path, overrides: str = "") -> str:
         return ""
     command = f"bpgo branch {folder} --at {iteration_of(found[-1])} --output NEW {overrides}"
     return f", or start a new run from its newest checkpoint: {command.strip()}"
-
-
-def _as_yaml(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

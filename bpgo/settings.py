@@ -34,6 +34,28 @@ def format_settings(config: type) -> str:
     return "\n".join(lines)
 
 
+def flatten(tree, prefix: str = "") -> dict:
+    """Nested settings by dotted name, as in an override: `optimiser.updates`, `reward.1.scale`.
+
+    The entries of a list of groups are numbered if there are several.
+    """
+    if isinstance(tree, dict) and (tree or not prefix):
+        entries = tree.items()
+    elif isinstance(tree, list) and tree and all(isinstance(entry, dict) for entry in tree):
+        entries = enumerate(tree) if len(tree) > 1 else [("", tree[0])]
+    else:
+        return {prefix: tree}
+    flat = {}
+    for name, entry in entries:
+        flat |= flatten(entry, ".".join(part for part in (prefix, str(name)) if part))
+    return flat
+
+
+def as_text(value) -> str:
+    """A value as `bpgo settings` prints it and as an override takes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _below(group: dict, schema: dict, prefix: str) -> list[Setting]:
     found = []
     for name, entry in group["properties"].items():
@@ -72,5 +94,4 @@ def _number(value: float) -> str:
 
 def _default(entry: dict) -> str:
     empty = {"object": {}, "array": []}.get(entry.get("type"))
-    value = entry.get("default", empty)
-    return value if isinstance(value, str) else json.dumps(value)
+    return as_text(entry.get("default", empty))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -100,18 +101,18 @@ def read_text(file: str | Path) -> str:
 
 def read_yaml(file: str | Path):
     """The contents of a YAML file. Raises OSError, and ValueError naming the file and the line."""
-    text = read_text(file)
-    try:
-        return parse_yaml(text)
-    except ParseError as error:
-        raise ValueError(f"{file}, {error}") from None
+    return _parsed(file, parse_yaml)
 
 
 def read_json(file: str | Path):
     """The contents of a JSON file. Raises OSError, and ValueError naming the file and the line."""
+    return _parsed(file, parse_json)
+
+
+def _parsed(file: str | Path, parse: Callable[[str], object]):
     text = read_text(file)
     try:
-        return parse_json(text)
+        return parse(text)
     except ParseError as error:
         raise ValueError(f"{file}, {error}") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -14,9 +13,12 @@ from bpgo.checkpoint import (
     check_state,
     checkpoint_folder,
     checkpoints,
+    different_shapes,
+    find_checkpoint,
     iteration_of,
 )
 from bpgo.config import Config
+from bpgo.files import read_log
 from bpgo.run_folder import read_settings
 from bpgo.setup import make_policy
 
@@ -40,18 +42,13 @@ def find_iteration(run: Path, at: int | None) -> int:
     0 is always valid: it is the model that the run started from. Raises CheckpointError, listing
     the checkpoints, if there is none of this iteration.
     """
-    there = [iteration_of(folder) for folder in checkpoints(run)]
-    if at == 0 or at in there:
+    if at == 0:
         return at
-    start = "--at 0 stands for the model that the run started from"
-    if not there:
-        raise CheckpointError(f"{run} has no checkpoint yet; {start}")
-    if at is None:
-        return there[-1]
-    listed = ", ".join(map(str, there))
-    raise CheckpointError(
-        f"{run} has no checkpoint of iteration {at}. Its checkpoints: {listed}; {start}"
-    )
+    try:
+        return iteration_of(find_checkpoint(run, at))
+    except CheckpointError as error:
+        start = "--at 0 stands for the model that the run started from"
+        raise CheckpointError(f"{error}; {start}") from None
 
 
 def load_trained(run: Path, config: Config, at: int, device: str, policy=None):
@@ -68,25 +65,10 @@ def load_trained(run: Path, config: Config, at: int, device: str, policy=None):
 
 
 def evaluations_of(run: Path, at: int) -> list[dict]:
-    """The rows of a run's evaluations.jsonl up to this iteration.
-
-    Raises ValueError, naming the line, if it is damaged. A last line without an end is still being
-    written, or was cut by a kill, and is left out.
-    """
-    file, rows = run / "evaluations.jsonl", []
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
-        try:
-            row = json.loads(line)
-            if row["iteration"] <= at:
-                rows.append(row)
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{file}, line {number} is damaged: remove this line, or restore the file"
-            ) from None
-    return rows
+    """The rows of a run's evaluations.jsonl up to this iteration. Raises errors as `read_log`."""
+    file = run / "evaluations.jsonl"
+    rows = read_log(file) if file.is_file() else []
+    return [row for row in rows if row["iteration"] <= at]
 
 
 # ------------------------------------------------------------------------------------------ parts
@@ -128,12 +110,7 @@ def _load_weights(policy, folder: Path, averaged: bool) -> None:
 
 
 def _refuse_other_model(folder: Path, shapes: dict, parameters: dict[str, Tensor]) -> None:
-    expected = {name: tuple(p.shape) for name, p in parameters.items()}
-    other = [
-        name
-        for name in sorted(shapes.keys() | expected.keys())
-        if shapes.get(name) != expected.get(name)
-    ]
+    other = different_shapes(shapes, parameters)
     if other:
         more = f" and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
         raise CheckpointError(

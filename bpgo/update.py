@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from bpgo.config import Config
+from bpgo.config import Config, ObjectiveConfig
 from bpgo.diagnostics import ratio_diagnostics
 from bpgo.distributed import clip_gradients, exchange_gradients
 from bpgo.learning_rate import rate_factors, set_learning_rate
@@ -42,7 +42,7 @@ def update_policy(
     `gradient_accumulation`, the number of micro-batches of an optimiser step, over all processes.
     Raises FloatingPointError, without making the optimiser step, if a gradient is not finite.
     """
-    batch, objective = rollout.batch, config.objective
+    batch = rollout.batch
     trained = range(len(batch.steps.trained))
     means_of_parts = starting_means or [None] * len(rollout.parts)
     pairs = list(zip(rollout.parts, means_of_parts, strict=True))
@@ -65,17 +65,12 @@ def update_policy(
                     exchange_gradients(module, last)
                 step = trained_step(policy, cond, batch.steps, part, n)
                 log_ratio = step.log_prob - part.log_prob[n]
-                loss = surrogate_loss(log_ratio, main, auxiliary, objective.clip_range)
-                diagnostics = ratio_diagnostics(log_ratio, main, objective.clip_range)
-                if means is not None:
-                    start = means[n].to(step.mean.device)
-                    divergence = kl_divergence(step.mean, start, step.std).mean()
-                    loss = loss + objective.kl * divergence
-                    diagnostics = torch.cat([diagnostics, divergence.detach()[None]])
+                start = None if means is None else means[n]
+                loss, values = _loss(step, log_ratio, main, auxiliary, start, config.objective)
                 accelerator.backward(share * loss)
                 if not norms:  # before the first optimiser step
                     first_log_ratios.append(log_ratio.detach().abs().max())
-                logged.append(share * torch.cat([loss.detach()[None], diagnostics]))
+                logged.append(share * values)
         norms.append(_optimiser_step(optimiser, config.optimiser.max_grad_norm))
     sums = torch.cat([torch.stack(norms).sum()[None], torch.stack(logged).sum(0)])
     averages = accelerator.reduce(sums / len(updates), "mean").tolist()
@@ -86,6 +81,27 @@ def update_policy(
         "learning_rate": optimiser.param_groups[0]["lr"],
         "gradient_accumulation": len(updates[0]) * accelerator.num_processes,
     }
+
+
+def _loss(
+    step: Step,
+    log_ratio: Tensor,
+    main: Tensor,
+    auxiliary: Tensor | None,
+    start: Tensor | None,
+    objective: ObjectiveConfig,
+) -> tuple[Tensor, Tensor]:
+    """The loss of one trained step of a micro-batch, and what to log of it.
+
+    log_ratio, main, auxiliary: (b,). start: the starting model's mean of the step, for the KL term.
+    """
+    loss = surrogate_loss(log_ratio, main, auxiliary, objective.clip_range)
+    values = ratio_diagnostics(log_ratio, main, objective.clip_range)
+    if start is not None:
+        divergence = kl_divergence(step.mean, start.to(step.mean.device), step.std).mean()
+        loss = loss + objective.kl * divergence
+        values = torch.cat([values, divergence.detach()[None]])
+    return loss, torch.cat([loss.detach()[None], values])
 
 
 def trained_step(policy, cond: dict[str, Tensor], steps: Steps, part: Part, n: int) -> Step:

@@ -22,8 +22,9 @@ from bpgo.evaluation import Scores
 from bpgo.logs import append_row, evaluation_row
 from bpgo.report import write_report
 from bpgo.report.charts import Series, band, line_chart, thinned
-from bpgo.report.folders import flatten, is_default, label_groups, read_folder
+from bpgo.report.folders import is_default, label_groups, read_folder
 from bpgo.report.strips import read_strips
+from bpgo.settings import flatten
 from tests.reproduce.browser import CHROMIUM, DESKTOP, PHONE, Browser
 
 VOID = {"meta", "link", "img", "br"}

@@ -12,19 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from bpgo.checkpoint import checkpoints, iteration_of
 from bpgo.config import Config
-from bpgo.settings import Setting, list_settings
+from bpgo.run_folder import changes_nothing
+from bpgo.settings import Setting, as_text, flatten, list_settings
 
-# These change no number of a run, so runs that differ only in them are shown together.
-NO_MATHEMATICS = {
-    "seed",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "keep_best",
-    "tracker",
-    "guards",
-    "evaluation.pictures",
-}
 KNOWN = {setting.name: setting for setting in list_settings(Config)}
 
 
@@ -69,38 +61,18 @@ def read_folder(path: Path) -> RunFolder:
     warnings = _rows(path, "warnings", problems, repeated=True)
     settings = flatten(_object(path / "config.json", problems, needed=True))
     ancestry = _object(path / "ancestry.json", problems)
-    found = [re.fullmatch(r"checkpoint-(\d{6,})", place.name) for place in path.iterdir()]
     run = RunFolder(
         path=path,
         settings={name: as_text(value) for name, value in settings.items()},
         **logs,
         warnings=warnings,
         ancestry=ancestry,
-        checkpoints=sorted(int(match[1]) for match in found if match),
+        checkpoints=[iteration_of(place) for place in checkpoints(path)],
         state="",
         problems=problems,
     )
     run.state = _state(run)
     return run
-
-
-def flatten(tree, prefix: str = "") -> dict:
-    """A nested dict by dotted name. The entries of a list are numbered if there are several."""
-    if isinstance(tree, dict) and (tree or not prefix):
-        entries = tree.items()
-    elif isinstance(tree, list) and tree and all(isinstance(entry, dict) for entry in tree):
-        entries = enumerate(tree) if len(tree) > 1 else [("", tree[0])]
-    else:
-        return {prefix: tree}
-    flat = {}
-    for name, entry in entries:
-        flat |= flatten(entry, ".".join(part for part in (prefix, str(name)) if part))
-    return flat
-
-
-def as_text(value) -> str:
-    """A value as `bpgo settings` prints it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def known_setting(name: str) -> Setting | None:
@@ -119,7 +91,7 @@ def label_groups(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
     for run in runs:
         # Runs of earlier versions lack some settings, which then have their defaults.
         given = [(n, v) for n, v in run.settings.items() if not is_default(n, v)]
-        kept = sorted((n, v) for n, v in given if n not in NO_MATHEMATICS)
+        kept = sorted((n, v) for n, v in given if n != "seed" and not changes_nothing(n))
         keys.setdefault(tuple(kept) or (("folder", str(run.path)),), []).append(run)
     varying = differing([dict(key) for key in keys])
     groups: dict[str, list[RunFolder]] = {}

@@ -41,6 +41,7 @@ __all__ = [
     "load_reward",
     "load_rewards",
     "published_weights",
+    "reward_arguments",
     "submit",
     "total",
 ]
@@ -127,12 +128,33 @@ def published_weights(name: str) -> str | None:
     return None if default is inspect.Parameter.empty else default
 
 
+def reward_arguments(
+    name: str, path: str | Path | None, options: dict, device: str = "cpu"
+) -> dict:
+    """The keyword arguments of a reward's loader or class. Nothing is loaded.
+
+    Raises FileNotFoundError if it has no published weights and no path, and ValueError for a name
+    or an option that does not exist, and for a path or options of a function.
+    """
+    found, what = find("reward", name), f"reward {name!r}"
+    if name in TABLES["reward"]:
+        if not path and published_weights(name) is None:
+            raise FileNotFoundError(f"{what} has no published weights: set reward.path")
+        return arguments(found, {}, options, what, passed=1)
+    if isinstance(found, type):
+        given = options if path is None else {"path": path} | options
+        return arguments(found, {"device": device}, given, what)
+    if path is not None or options:
+        raise ValueError(
+            f"{what} is a function, which takes no path and no options: set reward.path=null and "
+            f"remove reward.options, or write a class that takes them"
+        )
+    return {}
+
+
 def _load_known(name: str, path: str | Path | None, device: str, options: dict) -> Reward:
-    path = path or published_weights(name)
-    if path is None:
-        raise FileNotFoundError(f"reward {name!r} has no published weights: set reward.path")
-    load, place = find("reward", name), resolve(path)
-    options = arguments(load, {}, options, f"reward {name!r}", passed=1)
+    options = reward_arguments(name, path, options, device)
+    load, place = find("reward", name), resolve(path or published_weights(name))
     folder = place if isinstance(place, Path) else cached_snapshot(place)
     if folder is not None:
         check_weights(folder)
@@ -144,16 +166,10 @@ def _load_known(name: str, path: str | Path | None, device: str, options: dict) 
 
 def _load_own(name: str, path: str | Path | None, device: str, options: dict) -> Reward:
     found = find("reward", name)
+    given = reward_arguments(name, path, options, device)
     if not isinstance(found, type):
-        if path is not None or options:
-            raise ValueError(
-                f"reward {name!r} is a function, which takes no path and no options: set "
-                f"reward.path=null and remove reward.options, or write a class that takes them"
-            )
         return found
-    if path is not None:
-        options = {"path": path} | options
-    score = found(**arguments(found, {"device": device}, options, f"reward {name!r}"))
+    score = found(**given)
     if isinstance(score, torch.nn.Module):
         score.to(device)
     return score

@@ -23,13 +23,11 @@ from torch import Tensor, nn
 from bpgo.rewards.clip import MEAN, STD
 from bpgo.rewards.preprocess import centre_crop, rounded_half
 from bpgo.rewards.weights import (
-    CONFIG,
     SAFE,
-    TOKENIZERS,
     fill,
     read_config,
+    read_folder,
     read_tensors,
-    read_tokenizer,
     read_tokenizer_of,
     reading,
     renamed,
@@ -117,7 +115,9 @@ def load(path: str | Path = "THUDM/ImageReward"):
     if path.is_file() or (path / WEIGHTS).is_file():
         model, tokenizer = _read_published(path if path.is_file() else path / WEIGHTS)
     else:
-        model, tokenizer = _read_ours(path)
+        model, tokenizer = read_folder(
+            path, "image_reward", ImageReward, SETTINGS, f"{WEIGHTS} and {MED}"
+        )
     tokens = model.text.config.vocab_size
     if tokenizer.cls_token_id is None or len(tokenizer) > tokens:
         raise ValueError(
@@ -179,14 +179,3 @@ def _read_published(file: Path):
         model = ImageReward(configuration(weights, med))
     fill(model, weights, file)
     return model, read_tokenizer_of(file.parent, TOKENIZER)
-
-
-def _read_ours(folder: Path):
-    """The model and the tokenizer of a folder in our layout."""
-    published = f"or the published {WEIGHTS} and {MED}"
-    require(folder, "image_reward", (CONFIG,), (SAFE,), TOKENIZERS, instead=published)
-    config = read_config(folder / CONFIG, "image_reward", SETTINGS)
-    with reading(folder / CONFIG, "a config of image_reward"):
-        model = ImageReward(config)
-    fill(model, read_tensors(folder / SAFE), folder / SAFE)
-    return model, read_tokenizer(folder)

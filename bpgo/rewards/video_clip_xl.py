@@ -19,17 +19,13 @@ from torch import Tensor, nn
 
 from bpgo.rewards.preprocess import check_videos, stretch
 from bpgo.rewards.weights import (
-    CONFIG,
     SAFE,
-    TOKENIZERS,
     fill,
-    read_config,
+    read_folder,
     read_tensors,
-    read_tokenizer,
     read_tokenizer_of,
     reading,
     renamed,
-    require,
     split_attention,
 )
 from bpgo.tokenization import as_clip, refuse_unknown_words, tokenize
@@ -155,7 +151,7 @@ def load(path: str | Path = "alibaba-pai/VideoCLIP-XL"):
     if path.is_file() or (path / WEIGHTS).is_file():
         model, tokenizer = _read_published(path if path.is_file() else path / WEIGHTS)
     else:
-        model, tokenizer = _read_ours(path)
+        model, tokenizer = read_folder(path, "video_clip_xl", VideoCLIP, PUBLISHED, WEIGHTS)
     side, text = model.config["vision"]["image_size"], model.text.config
     end = text.eos_token_id
     if end not in tokenizer("")["input_ids"] or len(tokenizer) > text.vocab_size:
@@ -226,14 +222,3 @@ def _read_published(file: Path):
     model = VideoCLIP(PUBLISHED)
     fill(model, weights, file)
     return model, read_tokenizer_of(file.parent, TOKENIZER)
-
-
-def _read_ours(folder: Path):
-    """The model and the tokenizer of a folder in our layout."""
-    published = f"or the published {WEIGHTS}"
-    require(folder, "video_clip_xl", (CONFIG,), (SAFE,), TOKENIZERS, instead=published)
-    config = read_config(folder / CONFIG, "video_clip_xl", PUBLISHED)
-    with reading(folder / CONFIG, "a config of video_clip_xl"):
-        model = VideoCLIP(config)
-    fill(model, read_tensors(folder / SAFE), folder / SAFE)
-    return model, read_tokenizer(folder)

@@ -6,7 +6,7 @@ No code in a file is run. Messages say what is expected, what is there and what 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -180,6 +180,26 @@ def fill(model: nn.Module, weights: dict[str, Tensor], source: str | Path) -> No
         raise _unfit(source, type(model), missing, misshapen, unknown)
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     model.eval().requires_grad_(False)
+
+
+def read_folder(
+    folder: Path,
+    reward: str,
+    make: Callable[[dict], nn.Module],
+    keys: Iterable[str],
+    published: str,
+):
+    """The model and the tokenizer of a reward in the layout of this project.
+
+    make: the model of a config. keys: settings that the config must have. published: the files that
+    could be there instead, for messages. Raises ValueError and FileNotFoundError for wrong files.
+    """
+    require(folder, reward, (CONFIG,), (SAFE,), TOKENIZERS, instead=f"or the published {published}")
+    config = read_config(folder / CONFIG, reward, keys)
+    with reading(folder / CONFIG, f"a config of {reward}"):
+        model = make(config)
+    fill(model, read_tensors(folder / SAFE), folder / SAFE)
+    return model, read_tokenizer(folder)
 
 
 def read_pretrained(kind: type, path: str | Path, reward: str) -> nn.Module:
