@@ -37,7 +37,7 @@ def update_policy(
 
     Returns the means over the optimiser steps of the loss, the clip fractions, the approximate KL
     divergence from the policy that sampled, the gradient norm and, with a KL term, the divergence
-    `kl` from the starting model. Further `first_log_ratio`, the largest |log ratio| before the
+    `kl` from the starting model. Also `first_log_ratio`, the largest |log ratio| before the
     first optimiser step; `learning_rate`, that of the last optimiser step; and
     `gradient_accumulation`, the number of micro-batches of an optimiser step, over all processes.
     Raises FloatingPointError, without making the optimiser step, if a gradient is not finite.

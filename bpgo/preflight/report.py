@@ -25,7 +25,7 @@ from bpgo.preflight.sections import (
 )
 from bpgo.preflight.sizes import pipeline_of
 from bpgo.preflight.skeleton import policy_without_weights
-from bpgo.setup import setting_errors
+from bpgo.setup import setting_errors, with_lora
 
 # as for `bpgo train`
 NOTHING_GIVEN = {"generator": None, "objective": None, "prior": None, "reward": None}
@@ -59,6 +59,8 @@ def preflight(
     errors = setting_errors(config, NOTHING_GIVEN, launch.processes, on_this_machine=here)
     policy, policy_errors = _policy(config)
     sections.append(Section([], [describe(error) for error in (*errors, *policy_errors)]))
+    if not errors:
+        config = with_lora(config)
     pipeline = pipeline_of(config.generator.path)
     footprint = footprint_of(config, pipeline) if pipeline else None
     prompts, problems = check_prompts(config, footprint, policy)

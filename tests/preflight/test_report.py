@@ -9,6 +9,7 @@ import torch
 
 from bpgo.config import list_presets, read_config
 from bpgo.files import SHIPPED
+from bpgo.generators import load_generator
 from bpgo.preflight import Launch, preflight, read_launch, report, run, sections
 from bpgo.preflight.files import reward_files
 from bpgo.preflight.flops import flops
@@ -305,6 +306,18 @@ def test_a_pipeline_without_a_policy_is_reported(put):
 
 
 # ------------------------------------------------------------------------------------ prompts
+
+
+def test_adapters_to_start_from_are_counted_with_the_rank_of_their_file(hub_cache, tmp_path):
+    policy = load_generator("tiny-flux")
+    policy.add_lora(2, 7.0)
+    policy.save(tmp_path / "adapters", lora=True)
+    ranked = ["generator.lora_rank=2", "generator.lora_alpha=7"]
+    overrides = ([f"generator.lora={tmp_path / 'adapters'}"], ranked, [])
+    given, expected, whole = (
+        preflight(read_config("t2i-tiny", each), rate=1e12).text for each in overrides
+    )
+    assert given == expected != whole
 
 
 def test_too_few_prompts_are_reported(hub_cache, tmp_path):
